@@ -1,0 +1,62 @@
+"""logitstore: the file format and toolkit for teacher distributions.
+
+```python
+import logitstore
+
+with logitstore.Writer("out", teacher="my/teacher") as writer:
+    writer.add(tokens=tokens, ids=ids, logprobs=logprobs)
+for sequence in logitstore.open("out"):
+    ids, logprobs = sequence.dense(k=64)
+```
+"""
+
+from logitstore._version import __version__
+from logitstore.dataset.reader import Dataset, open  # noqa: A004 - as zarr and tarfile name it
+from logitstore.dataset.writer import Writer
+from logitstore.errors import (
+    CorruptDataError,
+    DatasetExistsError,
+    DatasetNotFoundError,
+    IncompleteDatasetError,
+    InvalidInputError,
+    InvalidTypeError,
+    LogitStoreError,
+    LogitStoreWarning,
+    MissingDependencyError,
+    NotSelectedError,
+    RowIndexError,
+    SequenceNotFoundError,
+    SourceError,
+    SourceNotFoundError,
+    UnsupportedVersionError,
+)
+from logitstore.schema import Manifest, Source, Teacher
+from logitstore.shard.sequence import Sequence
+from logitstore.tokenizer import Tokenizer
+
+__all__ = [
+    "CorruptDataError",
+    "Dataset",
+    "DatasetExistsError",
+    "DatasetNotFoundError",
+    "IncompleteDatasetError",
+    "InvalidInputError",
+    "InvalidTypeError",
+    "LogitStoreError",
+    "LogitStoreWarning",
+    "Manifest",
+    "MissingDependencyError",
+    "NotSelectedError",
+    "RowIndexError",
+    "Sequence",
+    "SequenceNotFoundError",
+    "Source",
+    "SourceError",
+    "SourceNotFoundError",
+    "Teacher",
+    "Tokenizer",
+    "UnsupportedVersionError",
+    "Writer",
+    "__version__",
+    "open",
+]

@@ -1,0 +1,9 @@
+"""Foreign captures in: one module per format behind one registry that plugins can join.
+
+A plugin declares an entry point in the group `logitstore.importers` that names an `Importer`.
+"""
+
+from logitstore.convert.base import Import, Importer, Input, Item, Options
+from logitstore.convert.run import convert, importers
+
+__all__ = ["Import", "Importer", "Input", "Item", "Options", "convert", "importers"]

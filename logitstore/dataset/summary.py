@@ -1,0 +1,82 @@
+"""What a writer wrote, counted and measured as it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.dataset.input import Candidates
+from logitstore.encoding import ragged
+from logitstore.encoding.values import Encoding, Values, decode_values
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was written, and what rounding cost.
+
+    Attributes:
+        sequences: number of sequences.
+        positions: number of positions.
+        candidates: number of candidates.
+        bytes: size of the shards that are complete.
+        encodings: sequences under each encoding.
+        columns: sequences that have each optional column.
+        highest_id: highest candidate id, -1 where there are none.
+        max_error: largest difference of a decoded logprob to the one given, nats.
+        kl_sum: sum of KL(given ‖ decoded) over positions, both renormalised over the candidates, nats.
+        kl_positions: positions in that sum.
+    """
+
+    sequences: int = 0
+    positions: int = 0
+    candidates: int = 0
+    bytes: int = 0
+    encodings: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, int] = field(default_factory=dict)
+    highest_id: int = -1
+    max_error: float = 0.0
+    kl_sum: float = 0.0
+    kl_positions: int = 0
+
+    @property
+    def bytes_per_position(self) -> float:
+        """Bytes of the shards over positions."""
+        return self.bytes / max(1, self.positions)
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean KL(given ‖ decoded), nats."""
+        return self.kl_sum / max(1, self.kl_positions)
+
+    def count(self, positions: int, ids: NDArray[np.uint32], values: Values, columns: list[str]) -> None:
+        """Count one sequence."""
+        self.sequences += 1
+        self.positions += positions
+        self.candidates += len(ids)
+        self.highest_id = max(self.highest_id, int(ids.max()) if len(ids) else -1)
+        label = values.encoding.label
+        self.encodings[label] = self.encodings.get(label, 0) + 1
+        for column in columns:
+            self.columns[column] = self.columns.get(column, 0) + 1
+
+    def measure(self, given: Candidates, values: Values, resolution: float) -> None:
+        """Measure what decoding will give against what was given."""
+        if len(given.ids) == 0 or values.encoding is Encoding.FLOAT32:
+            self.kl_positions += int(np.count_nonzero(given.count))
+            return
+        decoded = decode_values(
+            values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp
+        )
+        error = given.logprobs - decoded
+        self.max_error = max(self.max_error, float(np.abs(error).max()))
+        weight = np.exp(given.logprobs)
+        mass = ragged.row_sums(weight, given.count)
+        decoded_mass = ragged.row_sums(np.exp(decoded), given.count)
+        shift = ragged.row_sums(weight * error, given.count)
+        present = given.count > 0
+        # sum p (log p - log q), p and q renormalised: the weighted error, and the change of the normaliser.
+        kl = shift[present] / mass[present] + np.log(decoded_mass[present] / mass[present])
+        self.kl_sum += float(kl.sum())
+        self.kl_positions += len(kl)

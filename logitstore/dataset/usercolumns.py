@@ -1,0 +1,144 @@
+"""The users' columns: any Arrow type, declared or taken from the first chunk, then fixed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from logitstore.errors import InvalidInputError
+from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence
+
+
+class UserColumns:
+    """Names and types of a dataset's own columns, and their values as arrays.
+
+    Args:
+        declared: names and types; None takes them from the first chunk.
+
+    Raises:
+        InvalidInputError: a name that the format uses itself.
+    """
+
+    def __init__(self, declared: pa.Schema | None) -> None:
+        self._types: dict[str, pa.DataType] | None = None
+        if declared is not None:
+            for name in declared.names:
+                _check_name(name)
+            self._types = {field.name: plain(field.type) for field in declared}
+
+    def check(self, columns: dict[str, Any]) -> int:
+        """Check the values of one sequence; about how many bytes they take.
+
+        Raises:
+            InvalidInputError: a name that cannot be used or was not declared, or a value of another type.
+        """
+        size = 0
+        for name, value in columns.items():
+            _check_name(name)
+            size += _size(value)
+            if self._types is None:
+                continue
+            if name not in self._types:
+                raise InvalidInputError(
+                    f"the column {name!r} was not there from the beginning; declare all columns with "
+                    f"Writer(columns=pyarrow.schema(...))"
+                )
+            _as_array(name, [value], self._types[name])
+        return size
+
+    def arrays(self, sequences: list[StoredSequence]) -> list[pa.Array]:
+        """The columns of a chunk, in the order of `fields`; None where a sequence has no value.
+
+        Raises:
+            InvalidInputError: values without one common type.
+        """
+        if self._types is None:
+            names = dict.fromkeys(name for sequence in sequences for name in sequence.columns)
+            self._types = {name: _infer(name, sequences) for name in names}
+        return [
+            _as_array(name, [sequence.columns.get(name) for sequence in sequences], kind)
+            for name, kind in self._types.items()
+        ]
+
+    def fields(self) -> list[pa.Field]:
+        """Arrow fields of the columns."""
+        return [pa.field(name, kind) for name, kind in (self._types or {}).items()]
+
+    def types(self) -> dict[str, str]:
+        """Names and types, as the manifest says them."""
+        return {name: str(kind) for name, kind in (self._types or {}).items()}
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries: a stream's dictionaries would have to be read before any chunk."""
+    if pa.types.is_dictionary(kind):
+        return plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(plain(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_type), plain(kind.item_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(plain(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)))
+    return kind
+
+
+def _check_name(name: str) -> None:
+    if name in RESERVED_NAMES or not name:
+        raise InvalidInputError(f"a column cannot be called {name!r}: the format uses this name; rename it")
+
+
+def _infer(name: str, sequences: list[StoredSequence]) -> pa.DataType:
+    values = [sequence.columns.get(name) for sequence in sequences]
+    try:
+        kind = plain(pa.array(_plain_values(values)).type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"sequences {sequences[0].id!r} to {sequences[-1].id!r}: the values of the column {name!r} have no common "
+            f"Arrow type ({error}); declare it with Writer(columns=pyarrow.schema(...))"
+        ) from error
+    # A column of nothing but None says nothing about what comes later; text holds most of it.
+    return pa.utf8() if pa.types.is_null(kind) else kind
+
+
+def _as_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        array = pa.array(_plain_values(values), kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"a value of the column {name!r} is not of its type {kind} ({error}); the type is that of the first "
+            f"chunk unless declared with Writer(columns=pyarrow.schema(...))"
+        ) from error
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _plain_values(values: list[Any]) -> list[Any]:
+    """Values without numpy arrays of several dimensions and Arrow scalars, which `pa.array` does not take in lists."""
+    return [
+        value.as_py()
+        if isinstance(value, pa.Scalar)
+        else value.tolist()
+        if isinstance(value, np.ndarray) and value.ndim != 1
+        else value
+        for value in values
+    ]
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(_size(item) + len(str(key)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        # The first items stand for all: measuring a long list must not cost more than storing it.
+        head = value[:64]
+        return len(value) * (sum(_size(item) for item in head) // max(1, len(head)) + 1)
+    return sys.getsizeof(value) // 4

@@ -1,0 +1,88 @@
+"""Ragged rows: flat arrays with one count a row, and the few operations on them that everything else needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+
+def uniform(count: NDArray[Any]) -> int:
+    """The count that all rows share, or 0 when there are no rows, empty rows or different counts."""
+    if len(count) == 0 or count[0] == 0:
+        return 0
+    k = int(count[0])
+    return k if bool((count == k).all()) else 0
+
+
+def offsets(count: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each row starts, and after them where the last one ends: int64 [rows + 1]."""
+    ends = np.zeros(len(count) + 1, np.int64)
+    np.cumsum(count, dtype=np.int64, out=ends[1:])
+    return ends
+
+
+def rows(count: NDArray[Any]) -> NDArray[np.int64]:
+    """The row that each value belongs to: int64 [sum of counts]."""
+    return np.repeat(np.arange(len(count)), count)
+
+
+def firsts(count: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are the first of their row: bool [sum of counts]."""
+    ends = offsets(count)
+    mask = np.zeros(int(ends[-1]), np.bool_)
+    mask[ends[:-1][count > 0]] = True
+    return mask
+
+
+def spread(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
+    """One value a row, repeated for each value of that row: [sum of counts]."""
+    return np.repeat(values, count)
+
+
+def row_sums(values: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
+    """The sum of each row, 0 for empty ones: float64 [rows]."""
+    if k := uniform(count):
+        return values.reshape(-1, k).sum(axis=1, dtype=np.float64)
+    sums = np.zeros(len(count))
+    present = count > 0
+    if present.any():
+        sums[present] = np.add.reduceat(values, offsets(count)[:-1][present], dtype=np.float64)
+    return sums
+
+
+def ranks(count: NDArray[Any]) -> NDArray[np.int64]:
+    """The place of each value in its row, from 0: int64 [sum of counts]."""
+    ends = offsets(count)
+    return np.arange(int(ends[-1])) - np.repeat(ends[:-1], count)
+
+
+def differences(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
+    """Each value minus the one before it in its row: [sum of counts - non-empty rows]."""
+    if k := uniform(count):
+        return np.diff(values.reshape(-1, k), axis=1).ravel()
+    return np.diff(values)[~firsts(count)[1:]]
+
+
+def running_sums(steps: NDArray[Any], count: NDArray[Any]) -> NDArray[np.uint32]:
+    """The sums that undo `differences`, from 0 at the first value of each row, modulo 2^32.
+
+    Args:
+        steps: unsigned integers [sum of counts - non-empty rows].
+        count: values of each row.
+
+    Returns:
+        uint32 [sum of counts].
+    """
+    sums = np.zeros(len(steps) + 1, np.uint32)
+    np.cumsum(steps, dtype=np.uint32, out=sums[1:])
+    if k := uniform(count):
+        # Row r reads sums[r (k - 1) : r (k - 1) + k]: windows that overlap by one value.
+        windows = as_strided(sums, (len(count), k), (4 * (k - 1), 4), writeable=False)
+        return (windows - windows[:, :1]).ravel()
+    present = count[count > 0]
+    row = rows(present)
+    starts = offsets(present)[:-1] - np.arange(len(present))
+    return sums[np.arange(len(row)) - row] - sums[starts][row]

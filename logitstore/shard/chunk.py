@@ -1,0 +1,349 @@
+"""A chunk: some sequences as one Arrow record-batch message, and back (spec, "Chunk messages")."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from msgspec import json
+from numpy.typing import NDArray
+
+from logitstore.encoding import ragged
+from logitstore.encoding.cells import CellDecoder, encode_cell
+from logitstore.encoding.codes import id_encoder, token_order
+from logitstore.encoding.decode import decode_ids
+from logitstore.encoding.values import (
+    CELL_TYPES,
+    Encoding,
+    Values,
+    by_draws,
+    decode_draw_codes,
+    decode_logits,
+    decode_values,
+    encode_draws,
+)
+from logitstore.errors import CorruptDataError
+from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
+from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
+from logitstore.shard.sequence import Sequence
+
+_U16: Final = np.dtype(np.uint16)
+_U32: Final = np.dtype(np.uint32)
+_F32: Final = np.dtype(np.float32)
+
+OPTIONAL_TYPES: Final[dict[str, np.dtype[Any]]] = {
+    "tail": _U16,
+    "target_logprob": _F32,
+    "target_rank": _U32,
+    "logsumexp": _F32,
+    "entropy": _F32,
+    "loss_mask": _U16,
+}
+"""The optional cells and the types of their values: one a position, or an empty cell."""
+
+NO_TAIL: Final = 0xFFFF
+ZERO_TAIL: Final = 0xFFFE
+UNKNOWN_RANK: Final = 0xFFFFFFFF
+UNKNOWN_MASK: Final = 0xFFFF
+
+_CELLS: Final = ("tokens", "count", "ids", "top", "gaps", *OPTIONAL_TYPES)
+
+FORMAT_FIELDS: Final = (
+    pa.field("id", pa.utf8(), nullable=False),
+    pa.field("length", pa.uint32(), nullable=False),
+    pa.field("encoding", pa.uint8(), nullable=False),
+    *(pa.field(name, pa.binary(), nullable=False) for name in _CELLS),
+)
+"""The columns that every shard begins with; the user's follow."""
+
+RESERVED_NAMES: Final = frozenset(f.name for f in FORMAT_FIELDS) | {"logprobs", "draws", "logits", "offsets", "columns"}
+"""Names that a user's column cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """A sequence ready to be written: checked, in order, cut, its values encoded.
+
+    Attributes:
+        id: its id.
+        tokens: uint32 [T].
+        count: uint32 [T].
+        ids: uint32 [N], best first at each position; under `draws` in any order.
+        values: encoded values; under `draws`, `gaps` are the draws in the order of `ids`.
+        optional: cells by name, `OPTIONAL_TYPES` [T], as they are stored.
+        columns: the user's columns.
+    """
+
+    id: str
+    tokens: NDArray[np.uint32]
+    count: NDArray[np.uint32]
+    ids: NDArray[np.uint32]
+    values: Values
+    optional: dict[str, NDArray[Any]] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_tail(tail: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """round(-32 tail); the last value where there is none (NaN), the one before it where it is log 0."""
+    with np.errstate(invalid="ignore"):
+        steps = np.clip(np.rint(tail * -TAIL_STEPS), 0, ZERO_TAIL - 1)
+    steps[np.isneginf(tail)] = ZERO_TAIL
+    steps[np.isnan(tail)] = NO_TAIL
+    return steps.astype(np.uint16)
+
+
+def decode_tail(steps: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The inverse of `encode_tail`, nats."""
+    tail = steps.astype(np.float32) * np.float32(-1 / TAIL_STEPS)
+    tail[steps == ZERO_TAIL] = -np.inf
+    tail[steps == NO_TAIL] = np.nan
+    return tail
+
+
+def shard_schema(header: bytes, user_fields: list[pa.Field]) -> pa.Schema:
+    """The Arrow schema of a shard, the header in its metadata."""
+    return pa.schema([*FORMAT_FIELDS, *user_fields], metadata={HEADER_KEY: header})
+
+
+def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[pa.Array]) -> pa.Buffer:
+    """One chunk message.
+
+    Args:
+        sequences: what the chunk holds, at least one.
+        schema: the shard's.
+        user: the users' columns as arrays, in the order of the schema.
+
+    Returns:
+        The encapsulated message's bytes.
+    """
+    order = token_order(*(s.ids for s in sequences), *(s.tokens for s in sequences))
+    encode_ids = id_encoder(order)
+    rows = [_encode_row(sequence, encode_ids) for sequence in sequences]
+    arrays = [
+        pa.array([s.id for s in sequences], pa.utf8()),
+        pa.array([len(s.tokens) for s in sequences], pa.uint32()),
+        pa.array([int(s.values.encoding) for s in sequences], pa.uint8()),
+        *(pa.array([row[name] for row in rows], pa.binary()) for name in _CELLS),
+        *user,
+    ]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    info = ChunkInfo(order=base64.b64encode(encode_cell(order)).decode(), order_length=len(order))
+    prefix = schema.serialize().size
+    sink = pa.BufferOutputStream()
+    # Every writer begins with the schema message; only what follows it is the chunk.
+    pa.ipc.new_stream(sink, schema).write_batch(batch, custom_metadata={HEADER_KEY: json.encode(info)})
+    return sink.getvalue().slice(prefix)
+
+
+def _encode_row(
+    sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]
+) -> dict[str, bytes]:
+    ids, gaps = encode_ids(sequence.ids), sequence.values.gaps
+    if sequence.values.encoding is Encoding.DRAWS:
+        ids, gaps = encode_draws(ids, gaps, sequence.count)
+    cells = {
+        "tokens": encode_ids(sequence.tokens),
+        "count": sequence.count,
+        "ids": ids,
+        "top": sequence.values.top,
+        "gaps": gaps,
+        **sequence.optional,
+    }
+    return {name: encode_cell(cells[name]) if name in cells else b"" for name in _CELLS}
+
+
+class Chunk:
+    """A chunk that was read and verified: sequences are decoded one by one, on request."""
+
+    def __init__(self, batch: pa.RecordBatch, info: ChunkInfo, header: ShardHeader) -> None:
+        self.batch = batch
+        self.header = header
+        self.order = _decode_order(info, header)
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return int(self.batch.num_rows)
+
+    def ids(self) -> list[str]:
+        """The ids of its sequences."""
+        return [str(value) for value in self.batch.column(0).to_pylist()]
+
+    def sequences(self, columns: frozenset[str]) -> Iterator[Sequence]:
+        """All of its sequences in order."""
+        for row in range(len(self)):
+            yield self.sequence(row, columns)
+
+    def encoding(self, row: int) -> Encoding:
+        """The encoding of a sequence.
+
+        Raises:
+            CorruptDataError: an unknown one.
+        """
+        number = self.batch.column(2)[row].as_py()
+        try:
+            return Encoding(number)
+        except ValueError:
+            raise CorruptDataError(f"the encoding {number} does not exist", code="cell", row=row) from None
+
+    def sequence(self, row: int, columns: frozenset[str]) -> Sequence:
+        """One sequence with these columns (`SEQUENCE_COLUMNS` and users').
+
+        Raises:
+            CorruptDataError: its cells contradict each other.
+        """
+        try:
+            return _Row(self, row).decode(columns)
+        except CorruptDataError as error:
+            raise error.at(row=row) from error
+
+
+class _Row:
+    """The decoding of one row: every number of values is known before the cell that holds them is touched."""
+
+    def __init__(self, chunk: Chunk, row: int) -> None:
+        self.chunk = chunk
+        self.row = row
+        self.decoder = CellDecoder(chunk.header.pco)
+        self.encoding = chunk.encoding(row)
+        self.length = int(chunk.batch.column(1)[row].as_py())
+        if self.length > SEQUENCE_POSITIONS:
+            raise CorruptDataError(f"a sequence of {self.length} positions, over the limit", code="cell")
+
+    def cell(self, name: str, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        return self.decoder.decode(self.bytes(name), n, dtype)
+
+    def bytes(self, name: str) -> bytes:
+        cell: bytes = self.chunk.batch.column(name)[self.row].as_py()
+        return cell
+
+    def optional(self, name: str) -> NDArray[Any] | None:
+        if not self.bytes(name):
+            return None
+        return self.cell(name, self.length, OPTIONAL_TYPES[name])
+
+    def decode(self, columns: frozenset[str]) -> Sequence:
+        fields: dict[str, Any] = {"id": self.chunk.batch.column(0)[self.row].as_py()}
+        if "tokens" in columns:
+            fields["tokens"] = self.ids("tokens", self.cell("tokens", self.length, _U32), ID_LIMIT)
+        if columns & {"count", "ids", "logprobs", "draws", "logits"}:
+            fields |= self.candidates(columns)
+        for name in OPTIONAL_TYPES:
+            if name in columns:
+                fields[name] = _DECODE_OPTIONAL[name](self.optional(name), self.length)
+        names = self.chunk.batch.schema.names[len(FORMAT_FIELDS) :]
+        if user := [name for name in names if name in columns]:
+            fields["columns"] = {name: self.chunk.batch.column(name)[self.row].as_py() for name in user}
+        elif not names:
+            fields["columns"] = {}
+        return Sequence.of(fields)
+
+    def ids(self, name: str, codes: NDArray[np.uint32], limit: int) -> NDArray[np.uint32]:
+        ids = decode_ids(codes, self.chunk.order)
+        if len(ids) and int(ids.max()) >= limit:
+            raise CorruptDataError(f"the column {name} holds the id {int(ids.max())}, limit {limit}", code="id-range")
+        return ids
+
+    def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
+        count = self.cell("count", self.length, _U32)
+        offsets = ragged.offsets(count)
+        total = int(offsets[-1])
+        if total > SEQUENCE_CANDIDATES:
+            raise CorruptDataError(f"a sequence of {total} candidates, over the limit", code="cell")
+        fields: dict[str, Any] = {"count": count, "offsets": offsets}
+        sampled = self.encoding is Encoding.DRAWS
+        if columns & {"ids"} or (sampled and columns & {"logprobs", "draws"}):
+            codes = self.cell("ids", total, _U32)
+            codes = decode_draw_codes(codes, count) if sampled else codes
+            fields["ids"] = self.ids("ids", codes, self.chunk.header.logit_width or ID_LIMIT).view(np.int32)
+        if sampled:
+            fields |= self.draws(fields, total, columns)
+        elif columns & {"logprobs", "draws", "logits"}:
+            fields |= self.values(count, total, columns)
+        return {name: value for name, value in fields.items() if name in columns or name in ("count", "offsets")}
+
+    def draws(self, fields: dict[str, Any], total: int, columns: frozenset[str]) -> dict[str, Any]:
+        if "ids" not in fields:
+            return {"logits": None}
+        count = fields["count"]
+        draws = self.cell("gaps", total, _U32)
+        if total and (int(draws.min()) == 0 or int(draws.max()) >= 2**31):
+            raise CorruptDataError("a candidate that was drawn 0 times, or too often", code="cell")
+        place = by_draws(fields["ids"], draws, count)
+        draws = draws[place]
+        sums = ragged.spread(ragged.row_sums(draws, count), count)
+        return {
+            "ids": fields["ids"][place],
+            "draws": draws.astype(np.int32),
+            "logprobs": np.log(draws / sums).astype(np.float32),
+            "logits": None,
+        }
+
+    def values(self, count: NDArray[np.uint32], total: int, columns: frozenset[str]) -> dict[str, Any]:
+        present = int(np.count_nonzero(count))
+        top_type, gap_type = CELL_TYPES[self.encoding]
+        top = self.cell("top", present, top_type)
+        gaps = self.cell("gaps", total - present, gap_type)
+        fields: dict[str, Any] = {"draws": None}
+        if "logprobs" in columns:
+            logsumexp = self.optional("logsumexp") if self.encoding is Encoding.BFLOAT16 else None
+            resolution = self.chunk.header.resolution
+            fields["logprobs"] = decode_values(self.encoding, top, gaps, count, resolution, logsumexp)
+        if "logits" in columns:
+            bfloat16 = self.encoding is Encoding.BFLOAT16
+            fields["logits"] = decode_logits(top, gaps, count) if bfloat16 else None
+        return fields
+
+
+def _decode_tails(steps: NDArray[Any] | None, length: int) -> NDArray[np.float32]:
+    return np.full(length, np.nan, np.float32) if steps is None else decode_tail(steps)
+
+
+def _decode_ranks(ranks: NDArray[Any] | None, _length: int) -> NDArray[np.int64] | None:
+    return None if ranks is None else np.where(ranks == UNKNOWN_RANK, 0, ranks.astype(np.int64))
+
+
+def _decode_mask(mask: NDArray[Any] | None, _length: int) -> NDArray[np.int8] | None:
+    if mask is None:
+        return None
+    if not np.isin(mask, (0, 1, UNKNOWN_MASK)).all():
+        raise CorruptDataError("loss_mask holds a value other than 0, 1 and unknown", code="cell")
+    return mask.astype(np.int8)  # 65535 becomes -1
+
+
+def _as_stored(values: NDArray[Any] | None, _length: int) -> NDArray[Any] | None:
+    return values
+
+
+_DECODE_OPTIONAL: Final = {
+    "tail": _decode_tails,
+    "target_logprob": _as_stored,
+    "target_rank": _decode_ranks,
+    "logsumexp": _as_stored,
+    "entropy": _as_stored,
+    "loss_mask": _decode_mask,
+}
+
+
+def _decode_order(info: ChunkInfo, header: ShardHeader) -> NDArray[np.uint32]:
+    try:
+        cell = base64.b64decode(info.order, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CorruptDataError("the token order is not base64", code="order") from error
+    order = CellDecoder(header.pco).decode(cell, info.order_length, _U32)
+    return order
+
+
+def read_batch(message: pa.RecordBatch, metadata: pa.KeyValueMetadata | None, header: ShardHeader) -> Chunk:
+    """A chunk from its parsed message.
+
+    Raises:
+        CorruptDataError: its metadata are missing or wrong.
+    """
+    if metadata is None or HEADER_KEY not in metadata:
+        raise CorruptDataError("the chunk's message has no metadata", code="chunk-metadata")
+    return Chunk(message, parse_chunk_info(metadata[HEADER_KEY]), header)

@@ -1,0 +1,184 @@
+"""Reading one shard: every byte is checked against its digest before a parser sees it (spec, "Reading")."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from logitstore.encoding.cells import can_decode
+from logitstore.errors import CorruptDataError, UnsupportedVersionError
+from logitstore.io import ByteSource
+from logitstore.schema.header import HEADER_KEY, ShardHeader, parse_header
+from logitstore.shard.chunk import FORMAT_FIELDS, Chunk, read_batch
+from logitstore.shard.layout import END_MARK, HASH_DTYPE, INDEX_DTYPE, TAIL_BYTES, digest, id_hash, read_index, read_tail
+
+OPENING_BYTES: Final = 64 * 2**10
+"""One read of this many bytes at the end opens a typical shard."""
+
+
+class Shard:
+    """A shard whose tail, index and schema have been verified; chunks are verified when first touched.
+
+    Args:
+        source: its bytes.
+
+    Raises:
+        CorruptDataError: it is not a whole, undamaged shard.
+        UnsupportedVersionError: this release cannot read it.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._verified: set[int] = set()
+        try:
+            self._open()
+        except CorruptDataError as error:
+            raise error.at(path=source.path) from error
+        except UnsupportedVersionError as error:
+            raise UnsupportedVersionError(f"{source.path}: {error}") from error
+
+    def _open(self) -> None:
+        size = self._source.size
+        length = min(OPENING_BYTES, size)
+        end = self._source.read(size - length, length)
+        self.tail = read_tail(end.slice(max(0, length - TAIL_BYTES)).to_pybytes(), size)
+        self.tail_digest = end.slice(length - 24, 16).to_pybytes().hex()
+        index_bytes = self.tail.chunks * INDEX_DTYPE.itemsize
+        self.index = read_index(self._part(end, self.tail.index_offset, index_bytes).to_pybytes(), self.tail)
+        self.starts = np.concatenate([[0], np.cumsum(self.index["sequences"], dtype=np.int64)])
+        self.schema, self.header = self._read_schema()
+
+    def _part(self, end: pa.Buffer, offset: int, length: int) -> pa.Buffer:
+        """Bytes near the end of the file: from what was read already where it holds them."""
+        start = offset - (self._source.size - end.size)
+        return end.slice(start, length) if start >= 0 else self._source.read(offset, length)
+
+    def _read_schema(self) -> tuple[pa.Schema, ShardHeader]:
+        message = self._source.read(0, self.tail.schema_bytes)
+        if digest(message) != self.tail.schema_digest:
+            raise CorruptDataError("the schema message's bytes do not have its digest", code="shard-schema", offset=0)
+        try:
+            schema = pa.ipc.read_schema(message)
+            metadata = schema.metadata or {}
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise CorruptDataError(f"the schema message is no Arrow schema: {error}", code="shard-schema") from error
+        if HEADER_KEY not in metadata:
+            raise CorruptDataError("the schema has no logitstore header", code="shard-schema")
+        header = parse_header(metadata[HEADER_KEY])
+        if not can_decode(header.pco):
+            raise UnsupportedVersionError(
+                f"its cells are of pcodec format version {header.pco}, which the installed pcodec does not read; "
+                f"install a later one"
+            )
+        for number, expected in enumerate(FORMAT_FIELDS):
+            if number >= len(schema) or schema.field(number) != expected:
+                raise CorruptDataError(f"column {number} of the schema is not {expected}", code="shard-schema")
+        if len(set(schema.names)) != len(schema.names):
+            raise CorruptDataError("the schema names a column twice", code="shard-schema")
+        return schema, header
+
+    @property
+    def path(self) -> str:
+        """Its file, for messages."""
+        return self._source.path
+
+    @property
+    def user_fields(self) -> list[pa.Field]:
+        """The users' columns."""
+        return [self.schema.field(number) for number in range(len(FORMAT_FIELDS), len(self.schema))]
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return self.tail.sequences
+
+    def chunk(self, number: int) -> Chunk:
+        """A chunk, verified against its digest when it is first touched.
+
+        Raises:
+            CorruptDataError: its bytes are not what was written, or contradict the index.
+        """
+        try:
+            return self._read_chunk(number)
+        except CorruptDataError as error:
+            raise error.at(path=self.path, chunk=number, offset=int(self.index["offset"][number])) from error
+
+    def _read_chunk(self, number: int) -> Chunk:
+        entry = self.index[number]
+        offset, length = int(entry["offset"]), int(entry["length"])
+        verified = number in self._verified
+        if not verified and digest(self._source.read(offset, length)) != entry["digest"].tobytes():
+            raise CorruptDataError("the chunk's bytes do not have the digest of the index", code="chunk-digest")
+        try:
+            stream = self._source.stream()
+            reader = pa.ipc.open_stream(stream)
+            stream.seek(offset)
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            if stream.tell() != offset + length:
+                raise CorruptDataError("the chunk's message has another length than the index says", code="chunk-message")
+            if not verified:
+                # A digest does not stop a forger, and a forged message can crash Arrow when it is touched before this.
+                batch.validate(full=True)
+        except (pa.ArrowException, OSError, StopIteration, UnicodeDecodeError) as error:
+            raise CorruptDataError(f"the chunk's message is no record batch: {error}", code="chunk-message") from error
+        if not verified:
+            _check_batch(batch, entry)
+        chunk = read_batch(batch, metadata, self.header)
+        self._verified.add(number)
+        return chunk
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(chunk, row in the chunk) of a row of the shard."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return number, row - int(self.starts[number])
+
+    @functools.cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """xxh3-64 of every sequence id, verified.
+
+        Raises:
+            CorruptDataError: the bytes are not what was written.
+        """
+        length = self.tail.sequences * HASH_DTYPE.itemsize
+        data = self._source.read(self.tail.hashes_offset, length)
+        if digest(data) != self.tail.hashes_digest:
+            raise CorruptDataError(
+                "the id hashes' bytes do not have their digest",
+                code="shard-hashes",
+                path=self.path,
+                offset=self.tail.hashes_offset,
+            )
+        return np.frombuffer(data, HASH_DTYPE)
+
+    def find(self, sequence_id: str) -> int | None:
+        """The row of a sequence, or None."""
+        for row in np.flatnonzero(self.hashes == np.uint64(id_hash(sequence_id))):
+            number, place = self.locate(int(row))
+            if self.chunk(number).ids()[place] == sequence_id:
+                return int(row)
+        return None
+
+    def check_end_mark(self) -> None:
+        """Refuse a shard where foreign Arrow readers would not stop.
+
+        Raises:
+            CorruptDataError: the end mark is damaged.
+        """
+        if self._source.read(self.tail.chunks_end, len(END_MARK)).to_pybytes() != END_MARK:
+            raise CorruptDataError(
+                "Arrow's end mark is damaged", code="shard-end-mark", path=self.path, offset=self.tail.chunks_end
+            )
+
+
+def _check_batch(batch: pa.RecordBatch, entry: Any) -> None:
+    if batch.num_rows != int(entry["sequences"]):
+        raise CorruptDataError("the chunk has another number of sequences than the index says", code="chunk-counts")
+    if any(batch.column(number).null_count for number in range(len(FORMAT_FIELDS))):
+        raise CorruptDataError("the chunk has a null in a column of the format", code="chunk-message")
+    if int(np.sum(batch.column(1).to_numpy(), dtype=np.uint64)) != int(entry["positions"]):
+        raise CorruptDataError("the chunk has another number of positions than the index says", code="chunk-counts")
+
+
