@@ -11,6 +11,7 @@ for sequence in logitstore.open("out"):
 """
 
 from logitstore._version import __version__
+from logitstore.checks import Finding, is_valid, validate
 from logitstore.dataset.reader import Dataset, open  # noqa: A004 - as zarr and tarfile name it
 from logitstore.dataset.writer import Writer
 from logitstore.errors import (
@@ -39,6 +40,7 @@ __all__ = [
     "Dataset",
     "DatasetExistsError",
     "DatasetNotFoundError",
+    "Finding",
     "IncompleteDatasetError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -58,5 +60,7 @@ __all__ = [
     "UnsupportedVersionError",
     "Writer",
     "__version__",
+    "is_valid",
     "open",
+    "validate",
 ]

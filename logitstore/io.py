@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import pyarrow as pa
 
@@ -148,7 +148,7 @@ class DurableFile:
         self._synced_at = time.monotonic()
         self.size = 0
 
-    def __enter__(self) -> DurableFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -174,9 +174,7 @@ class DurableFile:
 
     def sync_if_due(self) -> None:
         """Sync when the bytes not yet synced are too many or too old."""
-        if self._unsynced >= SYNC_BYTES or (
-            self._unsynced and time.monotonic() - self._synced_at >= SYNC_SECONDS
-        ):
+        if self._unsynced >= SYNC_BYTES or (self._unsynced and time.monotonic() - self._synced_at >= SYNC_SECONDS):
             self.sync()
 
     def sync(self) -> None:

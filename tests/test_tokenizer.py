@@ -243,9 +243,7 @@ class TestIdentity:
             tokenizer.special_roles["eos"] = 1
 
     def test_it_pickles_and_copies(self, load):
-        tokenizer = load(
-            {"Ġa": 0, "b": 5}, added=[(6, "<s>", True)], config={"bos_token": "<s>"}, decoder=BYTE_LEVEL
-        )
+        tokenizer = load({"Ġa": 0, "b": 5}, added=[(6, "<s>", True)], config={"bos_token": "<s>"}, decoder=BYTE_LEVEL)
         assert tokenizer.id_of(b"b") == (5,)
         size = len(pickle.dumps(tokenizer))
         for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer), copy.copy(tokenizer)):
@@ -412,9 +410,7 @@ class TestPartial:
         assert nothing.token_bytes(0) is None
 
     def test_of_a_whole_tokenizer(self, load):
-        assert (
-            load({"b": 1, "Ġ": 0}, decoder=BYTE_LEVEL).to_partial_json() == b'{\n"0": "20",\n"1": "62"\n}\n'
-        )
+        assert load({"b": 1, "Ġ": 0}, decoder=BYTE_LEVEL).to_partial_json() == b'{\n"0": "20",\n"1": "62"\n}\n'
 
     def test_a_whole_one_beside_it_is_preferred(self, tmp_path):
         (tmp_path / "partial_vocabulary.json").write_bytes(b"{}\n")
@@ -571,9 +567,7 @@ class TestDamagedFiles:
             decoder = {"type": "Sequence", "decoders": [decoder]}
         assert load({"Ġ": 0}, decoder=decoder).token_bytes(0) == b" "
 
-    @pytest.mark.parametrize(
-        "name", ["", "nowhere", "tokenizer.json", "partial_vocabulary.json", "file/inside"]
-    )
+    @pytest.mark.parametrize("name", ["", "nowhere", "tokenizer.json", "partial_vocabulary.json", "file/inside"])
     def test_missing(self, tmp_path, name):
         (tmp_path / "file").write_text("x")
         with pytest.raises(SourceNotFoundError, match=r"no tokenizer here; give a directory") as caught:
@@ -651,9 +645,7 @@ class TestProperties:
 
     @settings(max_examples=150, deadline=None)
     @given(
-        st.sampled_from(
-            ["model", "added_tokens", "decoder", "pre_tokenizer", "normalizer", "post_processor"]
-        ),
+        st.sampled_from(["model", "added_tokens", "decoder", "pre_tokenizer", "normalizer", "post_processor"]),
         JSON,
     )
     def test_any_json_in_any_place_is_one_error_or_none(self, name, value):
@@ -709,9 +701,7 @@ class TestPublished:
         _, tokenizer, peer = real
         ids = peer.encode("cut 𒀀", add_special_tokens=False).ids
         for end in range(len(ids) + 1):
-            text = re.sub(
-                "\N{REPLACEMENT CHARACTER}+", "\N{REPLACEMENT CHARACTER}", tokenizer.text(ids[:end])
-            )
+            text = re.sub("\N{REPLACEMENT CHARACTER}+", "\N{REPLACEMENT CHARACTER}", tokenizer.text(ids[:end]))
             theirs = peer.decode(ids[:end], skip_special_tokens=False)
             assert text == re.sub("\N{REPLACEMENT CHARACTER}+", "\N{REPLACEMENT CHARACTER}", theirs)
 
@@ -720,9 +710,7 @@ class TestPublished:
         ids = sorted({*range(0, tokenizer.vocabulary_size, 37), *range(600), *tokenizer.special_tokens})
         texts = peer.decode_batch([[token_id] for token_id in ids], skip_special_tokens=False)
         whole = [
-            (i, text.encode())
-            for i, text in zip(ids, texts, strict=True)
-            if "\N{REPLACEMENT CHARACTER}" not in text
+            (i, text.encode()) for i, text in zip(ids, texts, strict=True) if "\N{REPLACEMENT CHARACTER}" not in text
         ]
         assert len(whole) > 0.9 * len(ids)
         assert [(i, tokenizer.token_bytes(i)) for i, _ in whole] == whole

@@ -4,6 +4,6 @@ A plugin declares an entry point in the group `logitstore.importers` that names 
 """
 
 from logitstore.convert.base import Import, Importer, Input, Item, Options
-from logitstore.convert.run import convert, importers
+from logitstore.convert.run import Converted, convert, importers
 
-__all__ = ["Import", "Importer", "Input", "Item", "Options", "convert", "importers"]
+__all__ = ["Converted", "Import", "Importer", "Input", "Item", "Options", "convert", "importers"]

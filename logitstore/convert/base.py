@@ -41,7 +41,7 @@ class Input:
         self._piped: io.BufferedReader | None = None
 
     def head(self) -> bytes:
-        """The first 64 KiB, decompressed, fewer where the input is shorter; a later `open` starts from the beginning."""
+        """The first 64 KiB, decompressed; fewer where there are fewer. A later `open` starts from the beginning."""
         if self.size is None:
             return self._standard_input().peek(HEAD_BYTES)[:HEAD_BYTES]
         with self.open() as file:

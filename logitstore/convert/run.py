@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any, Final
 from logitstore.convert.base import Import, Importer, Input, Options
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.writer import Writer
-from logitstore.errors import InvalidInputError, MissingDependencyError, SourceError
+from logitstore.errors import InvalidInputError, LogitStoreWarning, SourceError
 from logitstore.schema import Source
 from logitstore.tokenizer import Tokenizer
 
@@ -33,17 +34,16 @@ class Converted:
 
 @cache
 def importers() -> dict[str, Importer]:
-    """All importers by name, this package's and plugins'.
-
-    Raises:
-        MissingDependencyError: a plugin cannot be loaded.
-    """
+    """All importers by name, this package's and plugins'; one that cannot be loaded is left out with a warning."""
     found: dict[str, Importer] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             importer = point.load()
         except (ImportError, AttributeError) as error:
-            raise MissingDependencyError(f"the importer {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+            warnings.warn(
+                f"the importer {point.name!r} ({point.value}) cannot be loaded: {error}", LogitStoreWarning, 2
+            )
+            continue
         found[importer.name] = importer
     return found
 

@@ -75,7 +75,9 @@ def as_array(name: str, value: ArrayLike, kinds: str, what: str) -> NDArray[Any]
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidTypeError(f"{name} cannot become one array ({error}); give ragged data flat, with count") from error
+        raise InvalidTypeError(
+            f"{name} cannot become one array ({error}); give ragged data flat, with count"
+        ) from error
     if array.size == 0 and array.dtype == np.float64 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64 if "f" not in kinds else np.float32)  # [] has no dtype of its own
     if array.dtype.kind not in kinds:
@@ -101,7 +103,13 @@ def as_tokens(tokens: ArrayLike) -> NDArray[np.uint32]:
 
 
 def as_ragged(
-    ids: ArrayLike, values: ArrayLike, count: ArrayLike | None, positions: int, name: str, kinds: str, what: str
+    ids: ArrayLike,
+    values: ArrayLike,
+    count: ArrayLike | None,
+    positions: int,
+    name: str,
+    kinds: str,
+    what: str,
 ) -> tuple[NDArray[np.uint32], NDArray[Any], NDArray[Any]]:
     """Candidates given as [T, k], or flat [N] with `count` [T].
 
@@ -158,7 +166,11 @@ def order_candidates(
     if len(given.ids) == 0:
         return given
     if float(given.logprobs.max()) > PROBABILITY_SLACK:
-        raise _at(given, given.logprobs > PROBABILITY_SLACK, "is above 0: not a logprob (a logit, or a probability?)")
+        raise _at(
+            given,
+            given.logprobs > PROBABILITY_SLACK,
+            "is above 0: not a logprob (a logit, or a probability?)",
+        )
     check_ids(given, width)
     return sort_candidates(given)
 
@@ -262,7 +274,7 @@ def tail_of(
             f"to more than 1; the tail is the log of the probability that the candidates do not cover"
         )
     array[count == 0] = np.nan
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # log 0 is what it should be
         return np.logaddexp(array, np.log(np.maximum(given - kept, 0.0)))
 
 
@@ -274,7 +286,9 @@ def as_floats(name: str, values: ArrayLike, positions: int) -> NDArray[np.float3
     """
     array = as_array(name, values, "fiu", "floats")
     if array.shape != (positions,):
-        raise InvalidInputError(f"{name} has shape {list(array.shape)} for {positions} tokens; one a position is needed")
+        raise InvalidInputError(
+            f"{name} has shape {list(array.shape)} for {positions} tokens; one a position is needed"
+        )
     array = array.astype(np.float32)
     if bool(np.isposinf(array).any()):
         raise InvalidInputError(f"position {int(np.argmax(np.isposinf(array)))}: {name} is infinite")

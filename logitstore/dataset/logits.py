@@ -97,7 +97,7 @@ def _reduce_row(logits: NDArray[np.float32], k: int, target: int) -> dict[str, A
     rest = total - weights[ids].sum(dtype=np.float64)
     # The same weights in two sums: what is left below their rounding is nothing.
     tail = np.log(rest / total) if rest > total * 1e-15 * len(logits) else -np.inf
-    rank, logprob = 0, np.nan
+    rank, logprob = 0, np.float32(np.nan)
     if target >= 0:
         value = logits[target]
         rank = 1 + int((logits > value).sum()) + int((logits[:target] == value).sum())

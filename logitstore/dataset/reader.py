@@ -118,7 +118,9 @@ def open_shard(root: Path, info: ShardInfo, manifest: Manifest) -> Shard:
         raise CorruptDataError("the shard is missing", code="shard-missing", path=str(path)) from None
     if source.size != info.bytes:
         raise CorruptDataError(
-            f"the shard has {source.size} bytes, the manifest says {info.bytes}", code="shard-size", path=str(path)
+            f"the shard has {source.size} bytes, the manifest says {info.bytes}",
+            code="shard-size",
+            path=str(path),
         )
     shard = Shard(source)
     said = (info.tail_digest, info.sequences, info.positions, info.candidates)
@@ -127,8 +129,7 @@ def open_shard(root: Path, info: ShardInfo, manifest: Manifest) -> Shard:
         raise CorruptDataError("this is not the shard that the manifest names", code="shard-other", path=str(path))
     if not manifest.header_agrees(shard.header):
         raise CorruptDataError(
-            "the shard's header and the manifest disagree about logit width, normalisation, temperature or "
-            "resolution",
+            "the shard's header and the manifest disagree about logit width, normalisation, temperature or resolution",
             code="shard-header",
             path=str(path),
         )
@@ -159,9 +160,7 @@ class Dataset:
         self._starts = [0, *accumulate(shard.sequences for shard in manifest.shards)]
         self._shards = _shards if _shards is not None else Shards(root, manifest.shards, manifest)
         self._rows = _rows if _rows is not None else range(self._starts[-1])
-        self._columns = (
-            _columns if _columns is not None else DEFAULT_COLUMNS | frozenset(manifest.user_columns)
-        )
+        self._columns = _columns if _columns is not None else DEFAULT_COLUMNS | frozenset(manifest.user_columns)
 
     @property
     def info(self) -> Manifest:
@@ -238,7 +237,7 @@ class Dataset:
             number, place = self._locate(row)
             chunk, place = self._shards[number].locate(place)
             if here not in (None, (number, chunk)):
-                yield self._decode_many(*here, batch)  # type: ignore[misc]  # mypy does not narrow by `in`
+                yield self._decode_many(*here, batch)
                 batch = []
             here = (number, chunk)
             batch.append(place)

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
-
 from logitstore.dataset.input import Cut
 from logitstore.encoding.cells import PCO_VERSION
 from logitstore.encoding.values import VALUES_OPTIONS, ValuesOption
@@ -70,7 +69,7 @@ class Settings:
         Raises:
             InvalidInputError: another width was said before.
         """
-        if self.logit_width == width or width == 0:
+        if width in (self.logit_width, 0):
             return self
         if self.logit_width is not None:
             raise InvalidInputError(f"logits are {width} wide, but logit_width is {self.logit_width}")
@@ -95,5 +94,3 @@ class Settings:
         return Sampling(
             values=self.values, resolution=self.resolution, top_k=cut.top_k, top_p=cut.top_p, min_k=cut.min_k
         )
-
-

@@ -66,9 +66,7 @@ class Summary:
         if len(given.ids) == 0 or values.encoding is Encoding.FLOAT32:
             self.kl_positions += int(np.count_nonzero(given.count))
             return
-        decoded = decode_values(
-            values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp
-        )
+        decoded = decode_values(values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp)
         error = given.logprobs - decoded
         self.max_error = max(self.max_error, float(np.abs(error).max()))
         weight = np.exp(given.logprobs)

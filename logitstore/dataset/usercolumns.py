@@ -72,7 +72,7 @@ class UserColumns:
         return {name: str(kind) for name, kind in (self._types or {}).items()}
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
+def plain(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line for each nested type
     """The type without dictionaries: a stream's dictionaries would have to be read before any chunk."""
     if pa.types.is_dictionary(kind):
         return plain(kind.value_type)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
@@ -121,7 +121,7 @@ class Writer:
         self._closed = False
         self.summary = Summary()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -184,8 +184,12 @@ class Writer:
             width = self._settings.logit_width
             ordered = checked.order_candidates(counts, id_array, values, width)
             self._store(
-                name, token_array, ordered, tail,
-                _optional(n, target_logprob, target_rank, logsumexp, entropy, loss_mask), columns,
+                name,
+                token_array,
+                ordered,
+                tail,
+                _optional(n, target_logprob, target_rank, logsumexp, entropy, loss_mask),
+                columns,
             )
 
     def add_logits(
@@ -429,15 +433,13 @@ def _as_teacher(teacher: Teacher | str | Mapping[str, Any] | None) -> Teacher | 
 
 def _warn_of_unknowns(manifest: Manifest) -> None:
     unknown = [
-        name.replace("_", " ")
-        for name in ("teacher", "tokenizer", "logit_width")
-        if getattr(manifest, name) is None
+        name.replace("_", " ") for name in ("teacher", "tokenizer", "logit_width") if getattr(manifest, name) is None
     ]
     if manifest.tokenizer is not None and manifest.tokenizer.digest is None:
         unknown.append("tokenizer's identity")
     if unknown:
         warnings.warn(
-            f"the dataset does not say its {', '.join(unknown)}: whoever uses it must know", LogitStoreWarning, 3
+            f"the dataset does not say its {', '.join(unknown)}: whoever uses it must know",
+            LogitStoreWarning,
+            3,
         )
-
-

@@ -17,7 +17,15 @@ from logitstore.encoding.ordinals import round_to_bfloat16
 
 _ULPS: Final = 2.0
 _EXPONENTS: Final = range(7, -5, -1)  # anchors from 256 down to 1/16: the best logits of language models and beyond
-_FRACTIONS: Final = (1.0, 0.5, 0.02, 0.25, 0.75, 0.05, 0.12)  # ranks that are tried first; the last tells most
+_FRACTIONS: Final = (
+    1.0,
+    0.5,
+    0.02,
+    0.25,
+    0.75,
+    0.05,
+    0.12,
+)  # ranks that are tried first; the last tells most
 _EVIDENCE: Final = 4  # fewer candidates than this fit some anchor by chance
 _BATCH: Final = 2048  # positions searched at once, which bounds memory
 
@@ -40,7 +48,7 @@ class _Position:
     def probe(self, row: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
         """The flat index of one candidate of each row, by its relative rank."""
         rank = np.minimum(np.ceil((self.count[row] - 1) * fraction), self.count[row] - 1)
-        return self.start[row] + rank.astype(np.int64)
+        return np.asarray(self.start[row] + rank.astype(np.int64))
 
     def all_fit(self, row: NDArray[np.int64], anchors: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether all candidates of these rows fit."""

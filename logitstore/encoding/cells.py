@@ -26,7 +26,7 @@ _LEVEL: Final = 8  # measured on real ids: level 4 is 2.5 % larger, level 12 0.3
 
 
 def pco_header(version: str) -> bytes:
-    """pcodec's file header for a recorded format version such as `"4.1"`.
+    """The file header of pcodec for a recorded format version such as `"4.1"`.
 
     Raises:
         CorruptDataError: this is no version.

@@ -50,9 +50,7 @@ def decode_grid(
     return _add_to_rows(logprobs, top, count)
 
 
-def decode_ordinals(
-    top: NDArray[Any], gaps: NDArray[Any], count: NDArray[Any]
-) -> NDArray[Any]:
+def decode_ordinals(top: NDArray[Any], gaps: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
     """Bit patterns from ordinals: `top - (running sum of gaps)`, then the inverse of the ordinal map.
 
     Args:
@@ -83,9 +81,7 @@ def logits_to_logprobs(
     return _add_to_rows(bfloat16_to_float32(bits), -logsumexp, count)
 
 
-def _add_to_rows(
-    values: NDArray[np.float32], add: NDArray[np.float32], count: NDArray[Any]
-) -> NDArray[np.float32]:
+def _add_to_rows(values: NDArray[np.float32], add: NDArray[np.float32], count: NDArray[Any]) -> NDArray[np.float32]:
     if k := ragged.uniform(count):
         matrix = values.reshape(-1, k)
         matrix += add[:, None]

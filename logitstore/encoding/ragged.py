@@ -45,7 +45,7 @@ def spread(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
 def row_sums(values: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
     """The sum of each row, 0 for empty ones: float64 [rows]."""
     if k := uniform(count):
-        return values.reshape(-1, k).sum(axis=1, dtype=np.float64)
+        return np.asarray(values.reshape(-1, k).sum(axis=1, dtype=np.float64))
     sums = np.zeros(len(count))
     present = count > 0
     if present.any():
@@ -81,8 +81,8 @@ def running_sums(steps: NDArray[Any], count: NDArray[Any]) -> NDArray[np.uint32]
     if k := uniform(count):
         # Row r reads sums[r (k - 1) : r (k - 1) + k]: windows that overlap by one value.
         windows = as_strided(sums, (len(count), k), (4 * (k - 1), 4), writeable=False)
-        return (windows - windows[:, :1]).ravel()
+        return np.asarray(windows - windows[:, :1]).ravel()
     present = count[count > 0]
     row = rows(present)
     starts = offsets(present)[:-1] - np.arange(len(present))
-    return sums[np.arange(len(row)) - row] - sums[starts][row]
+    return np.asarray(sums[np.arange(len(row)) - row] - sums[starts][row])

@@ -99,6 +99,8 @@ def encode_values(
     Raises:
         InvalidInputError: the encoding asked for cannot hold these values.
     """
+    if len(logprobs) == 0:
+        return Values(Encoding.GRID, np.empty(0, np.float32), np.empty(0, np.uint16))
     if values in ("auto", "bfloat16"):
         found = _bfloat16_logits(logprobs, count, logsumexp, logits, search=values == "bfloat16")
         if found is not None:
@@ -208,30 +210,43 @@ def _bfloat16_logits(
     search: bool,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """(logits float32 [N], logsumexp float32 [T]) when the logits are bfloat16, else None."""
-    present = count > 0
     if logits is not None:
         return (logits, logsumexp) if logsumexp is not None and is_bfloat16(logits) else None
-    if not present.any():
+    if logsumexp is not None:
+        # A logsumexp that was given is kept as it is, so another one cannot be searched for.
+        return _logits_by_logsumexp(logprobs, count, logsumexp)
+    if search or anchor.is_likely(logprobs, count[count > 0]):
+        return _logits_by_anchors(logprobs, count)
+    return None
+
+
+def _logits_by_logsumexp(
+    logprobs: NDArray[np.float32], count: NDArray[Any], logsumexp: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    shift = ragged.spread(logsumexp, count)
+    if not bool(np.isfinite(shift).all()):
         return None
-    exact = logprobs.astype(np.float64)
-    if logsumexp is not None and bool(np.isfinite(logsumexp[present]).all()):
-        shift = ragged.spread(logsumexp, count)
-        slack = 2 * np.spacing(np.maximum(np.abs(logprobs), np.abs(shift))).astype(np.float64)
-        exact += shift
-        rounded = round_to_bfloat16(exact)
-        if bool((np.abs(rounded - exact) <= slack).all()):
-            return rounded.astype(np.float32), logsumexp
+    slack = 2 * np.spacing(np.maximum(np.abs(logprobs), np.abs(shift))).astype(np.float64)
+    exact = logprobs.astype(np.float64) + shift
+    rounded = round_to_bfloat16(exact)
+    if bool((np.abs(rounded - exact) > slack).any()):
         return None
-    if not search and not anchor.is_likely(logprobs, count[present]):
-        return None
+    return rounded.astype(np.float32), logsumexp
+
+
+def _logits_by_anchors(
+    logprobs: NDArray[np.float32], count: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    present = count > 0
     anchors = anchor.find_anchors(logprobs, count[present])
     if bool(np.isnan(anchors).any()):
         return None
+    exact = logprobs.astype(np.float64)
     best = exact[ragged.firsts(count)]
+    logsumexp = np.full(len(count), np.nan, np.float32)
+    logsumexp[present] = anchors - best
     exact += ragged.spread(anchors - best, count[present])
-    found = np.full(len(count), np.nan, np.float32)
-    found[present] = anchors - best
-    return round_to_bfloat16(exact).astype(np.float32), found
+    return round_to_bfloat16(exact).astype(np.float32), logsumexp
 
 
 def _encode_bfloat16(logits: NDArray[np.float32], logsumexp: NDArray[np.float32], count: NDArray[Any]) -> Values:
@@ -252,7 +267,10 @@ def _encode_float32(logprobs: NDArray[np.float32], count: NDArray[Any]) -> Value
 
 
 def _encode_ordinals(
-    encoding: Encoding, ordinals: NDArray[Any], count: NDArray[Any], logsumexp: NDArray[np.float32] | None = None
+    encoding: Encoding,
+    ordinals: NDArray[Any],
+    count: NDArray[Any],
+    logsumexp: NDArray[np.float32] | None = None,
 ) -> Values:
     # Ordinals fall from candidate to candidate; the unsigned difference the other way round is the gap.
     gaps = ragged.differences(np.invert(ordinals), count)

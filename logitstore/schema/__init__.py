@@ -17,7 +17,7 @@ from logitstore.schema.manifest import (
     parse_manifest,
     serialise_manifest,
 )
-from logitstore.schema.version import FORMAT_VERSION, FormatVersion, Features, check_readable
+from logitstore.schema.version import FORMAT_VERSION, Features, FormatVersion, check_readable
 
 __all__ = [
     "FORMAT_VERSION",

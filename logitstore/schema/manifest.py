@@ -260,7 +260,9 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     seal = _SEAL.search(data, max(0, len(data) - _SEAL_LENGTH))
     if seal is None:
-        raise CorruptDataError("the manifest does not end with its sha256: it is cut off or was edited", code="manifest")
+        raise CorruptDataError(
+            "the manifest does not end with its sha256: it is cut off or was edited", code="manifest"
+        )
     if hashlib.sha256(data[: seal.start()]).hexdigest().encode() != seal.group(1):
         raise CorruptDataError("the manifest's bytes do not have its sha256: damaged or edited", code="manifest")
     check_readable(data)
@@ -291,7 +293,9 @@ def _check_consistent(manifest: Manifest) -> None:
         raise CorruptDataError("the manifest's splits are not the sums of its shards", code="manifest-sums")
     for field in ("shards", "sequences", "positions", "candidates", "bytes"):
         if getattr(manifest.totals, field) != sum(getattr(split, field) for split in sums.values()):
-            raise CorruptDataError(f"the manifest's total of {field} is not the sum of its shards", code="manifest-sums")
+            raise CorruptDataError(
+                f"the manifest's total of {field} is not the sum of its shards", code="manifest-sums"
+            )
     if manifest.dataset_digest != dataset_digest(manifest.shards, manifest.tokenizer):
         raise CorruptDataError("the manifest's dataset digest is not that of its shards", code="manifest-sums")
 

@@ -61,7 +61,13 @@ FORMAT_FIELDS: Final = (
 )
 """The columns that every shard begins with; the user's follow."""
 
-RESERVED_NAMES: Final = frozenset(f.name for f in FORMAT_FIELDS) | {"logprobs", "draws", "logits", "offsets", "columns"}
+RESERVED_NAMES: Final = frozenset(f.name for f in FORMAT_FIELDS) | {
+    "logprobs",
+    "draws",
+    "logits",
+    "offsets",
+    "columns",
+}
 """Names that a user's column cannot have."""
 
 
@@ -140,9 +146,7 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     return sink.getvalue().slice(prefix)
 
 
-def _encode_row(
-    sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]
-) -> dict[str, bytes]:
+def _encode_row(sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]) -> dict[str, bytes]:
     ids, gaps = encode_ids(sequence.ids), sequence.values.gaps
     if sequence.values.encoding is Encoding.DRAWS:
         ids, gaps = encode_draws(ids, gaps, sequence.count)
@@ -261,12 +265,12 @@ class _Row:
             codes = decode_draw_codes(codes, count) if sampled else codes
             fields["ids"] = self.ids("ids", codes, self.chunk.header.logit_width or ID_LIMIT).view(np.int32)
         if sampled:
-            fields |= self.draws(fields, total, columns)
+            fields |= self.draws(fields, total)
         elif columns & {"logprobs", "draws", "logits"}:
             fields |= self.values(count, total, columns)
         return {name: value for name, value in fields.items() if name in columns or name in ("count", "offsets")}
 
-    def draws(self, fields: dict[str, Any], total: int, columns: frozenset[str]) -> dict[str, Any]:
+    def draws(self, fields: dict[str, Any], total: int) -> dict[str, Any]:
         if "ids" not in fields:
             return {"logits": None}
         count = fields["count"]
@@ -334,8 +338,7 @@ def _decode_order(info: ChunkInfo, header: ShardHeader) -> NDArray[np.uint32]:
         cell = base64.b64decode(info.order, validate=True)
     except (binascii.Error, ValueError) as error:
         raise CorruptDataError("the token order is not base64", code="order") from error
-    order = CellDecoder(header.pco).decode(cell, info.order_length, _U32)
-    return order
+    return CellDecoder(header.pco).decode(cell, info.order_length, _U32)
 
 
 def read_batch(message: pa.RecordBatch, metadata: pa.KeyValueMetadata | None, header: ShardHeader) -> Chunk:

@@ -14,7 +14,16 @@ from logitstore.errors import CorruptDataError, UnsupportedVersionError
 from logitstore.io import ByteSource
 from logitstore.schema.header import HEADER_KEY, ShardHeader, parse_header
 from logitstore.shard.chunk import FORMAT_FIELDS, Chunk, read_batch
-from logitstore.shard.layout import END_MARK, HASH_DTYPE, INDEX_DTYPE, TAIL_BYTES, digest, id_hash, read_index, read_tail
+from logitstore.shard.layout import (
+    END_MARK,
+    HASH_DTYPE,
+    INDEX_DTYPE,
+    TAIL_BYTES,
+    digest,
+    id_hash,
+    read_index,
+    read_tail,
+)
 
 OPENING_BYTES: Final = 64 * 2**10
 """One read of this many bytes at the end opens a typical shard."""
@@ -118,7 +127,9 @@ class Shard:
             stream.seek(offset)
             batch, metadata = reader.read_next_batch_with_custom_metadata()
             if stream.tell() != offset + length:
-                raise CorruptDataError("the chunk's message has another length than the index says", code="chunk-message")
+                raise CorruptDataError(
+                    "the chunk's message has another length than the index says", code="chunk-message"
+                )
             if not verified:
                 # A digest does not stop a forger, and a forged message can crash Arrow when it is touched before this.
                 batch.validate(full=True)
@@ -169,7 +180,10 @@ class Shard:
         """
         if self._source.read(self.tail.chunks_end, len(END_MARK)).to_pybytes() != END_MARK:
             raise CorruptDataError(
-                "Arrow's end mark is damaged", code="shard-end-mark", path=self.path, offset=self.tail.chunks_end
+                "Arrow's end mark is damaged",
+                code="shard-end-mark",
+                path=self.path,
+                offset=self.tail.chunks_end,
             )
 
 
@@ -180,5 +194,3 @@ def _check_batch(batch: pa.RecordBatch, entry: Any) -> None:
         raise CorruptDataError("the chunk has a null in a column of the format", code="chunk-message")
     if int(np.sum(batch.column(1).to_numpy(), dtype=np.uint64)) != int(entry["positions"]):
         raise CorruptDataError("the chunk has another number of positions than the index says", code="chunk-counts")
-
-

@@ -1,0 +1,109 @@
+"""`logitstore convert`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from logitstore.convert import Converted, Import, convert, importers
+from logitstore.dataset.summary import Summary
+from logitstore.encoding.values import VALUES_OPTIONS
+from logitstore_cli.output import note, progress_bar, result, result_json, size
+from logitstore_cli.types import RESOLUTION, SIZE
+
+
+@click.command("convert")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("output", type=click.Path())
+@click.option("--from", "importer", metavar="NAME", help="Format of the input; recognised when not given.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Most candidates kept of a position.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep no more than reach this probability.")
+@click.option("--min-k", type=click.IntRange(min=1), help="Least candidates kept under --top-p.  [default: 1]")
+@click.option("--values", type=click.Choice(VALUES_OPTIONS), help="Encoding of the values.  [default: auto]")
+@click.option("--resolution", type=RESOLUTION, help="Nats a step of the grid.  [default: 1/32]")
+@click.option("--tokenizer", type=click.Path(), help="The teacher's tokenizer.json, or its directory.")
+@click.option("--teacher", help="Name of the teacher model.")
+@click.option("--logit-width", type=click.IntRange(min=1), help="Width of the teacher's head.")
+@click.option("--split", help="Name of the split.  [default: train]")
+@click.option("--shard-size", type=SIZE, help="A shard closes at this size.  [default: 256MiB]")
+@click.option("--limit", type=click.IntRange(min=0), help="Most sequences that are taken.")
+@click.option("--overwrite", is_flag=True, help="Replace a dataset that is there, when the new one is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    inputs: tuple[str, ...], output: str, importer: str | None, shard_size: int | None, as_json: bool, **options: Any
+) -> None:
+    """Convert captures of one format into a dataset at OUTPUT.
+
+    Several inputs become one dataset, in the order given; `-` is standard input. Files that end in .zst are
+    decompressed on the fly.
+
+    Example: logitstore convert replies.jsonl my-dataset --teacher google/gemma-3-270m
+    """
+    with progress_bar() as bar:
+        converted = convert(
+            inputs, output, importer=importer, shard_bytes=shard_size, progress=_reporter(bar), **options
+        )
+    for text in converted.notes:
+        note(f"Note: {text}")
+    if as_json:
+        result_json(summary_json(converted))
+    else:
+        for line in summary_lines(converted, output):
+            result(line)
+
+
+def _reporter(bar: Any) -> Callable[[Import, Summary], None]:
+    """Moves the bar, at most ten times a second."""
+    task = bar.add_task("converting", total=None, rate="")
+    start = time.monotonic()
+    last = [0.0]
+
+    def report(opened: Import, summary: Summary) -> None:
+        now = time.monotonic()
+        if now - last[0] < 0.1:
+            return
+        last[0] = now
+        rate = f"{summary.positions / max(now - start, 1e-9):,.0f} positions/s"
+        bar.update(task, total=opened.total, completed=opened.done(), rate=rate)
+
+    return report
+
+
+def summary_json(converted: Converted) -> dict[str, Any]:
+    """The closing summary as JSON."""
+    summary = converted.summary
+    return {
+        "importer": converted.importer,
+        "sequences": summary.sequences,
+        "positions": summary.positions,
+        "candidates": summary.candidates,
+        "bytes": summary.bytes,
+        "bytes_per_position": summary.bytes_per_position,
+        "encodings": summary.encodings,
+        "max_error": summary.max_error,
+        "mean_kl": summary.mean_kl,
+        "notes": list(converted.notes),
+    }
+
+
+def summary_lines(converted: Converted, output: str) -> list[str]:
+    """The closing summary for people."""
+    summary = converted.summary
+    encodings = ", ".join(f"{name} ({n:,} sequences)" for name, n in sorted(summary.encodings.items()))
+    counts = f"{summary.sequences:,} sequences, {summary.positions:,} positions, {summary.candidates:,} candidates"
+    cost = f"at most {summary.max_error:.2g} nats a logprob, mean KL(given || stored) {summary.mean_kl:.2g} nats"
+    return [
+        f"{output}: {counts} from {converted.importer}",
+        f"  {size(summary.bytes)}, {summary.bytes_per_position:.1f} bytes a position; {encodings or 'no values'}",
+        f"  rounding cost: {cost}",
+    ]
+
+
+def _importer_lines() -> str:
+    return "\n\n".join(["Formats:"] + [f"  {name}: {one.description}" for name, one in importers().items()])
+
+
+command.epilog = _importer_lines()
