@@ -193,5 +193,7 @@ class DurableFile:
     def close(self) -> None:
         """Close without publishing; does nothing when it is closed already."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()

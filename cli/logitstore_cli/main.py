@@ -51,7 +51,7 @@ def run() -> None:
     """Entry point: run a command and turn what happens into an exit status."""
     warnings.showwarning = warn_on_stderr
     try:
-        code = main(standalone_mode=False)
+        code = main(prog_name="logitstore", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -28,16 +28,18 @@ def check_sequence(
 ) -> None:
     """Report the first position of each kind of problem in a sequence."""
     encoding = chunk.encoding(place)
-    checks = [
-        *_values(sequence),
-        *_ids(sequence),
-        *_optional(sequence),
-        *_target(sequence),
-    ]
     rounding = _rounding(encoding, chunk.header.resolution)
-    sums = ragged.row_sums(np.exp(sequence.logprobs, dtype=np.float64), sequence.count)
-    checks += _sums(sums, rounding)
-    checks += _tail(sequence, sums, rounding, vocabulary=chunk.header.normalised == "vocabulary")
+    # Forged values may be infinite or NaN: they are reported, not warned of by numpy.
+    with np.errstate(all="ignore"):
+        checks = [
+            *_values(sequence),
+            *_ids(sequence),
+            *_optional(sequence),
+            *_target(sequence),
+        ]
+        sums = ragged.row_sums(np.exp(sequence.logprobs, dtype=np.float64), sequence.count)
+        checks += _sums(sums, rounding)
+        checks += _tail(sequence, sums, rounding, vocabulary=chunk.header.normalised == "vocabulary")
     for code, wrong, message in checks:
         if bool(wrong.any()):
             position = int(np.argmax(wrong))

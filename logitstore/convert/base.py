@@ -20,6 +20,8 @@ HEAD_BYTES: Final = 64 * 2**10
 
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW: Final = 2**27  # what the zstd command itself accepts unasked; bounds memory on hostile input
+_ZSTD_PIECE: Final = 2**11  # decompressed at once: a hostile piece of this size becomes 64 MiB at most
+_LINE_LIMIT: Final = 2**30
 
 
 class Input:
@@ -47,43 +49,33 @@ class Input:
         with self.open() as file:
             return self.read(file, HEAD_BYTES)
 
-    def open(self) -> BinaryIO:
-        """A stream of the decompressed bytes, from the beginning."""
+    def open(self) -> io.BufferedReader:
+        """A stream of the decompressed bytes, from the beginning.
+
+        Reading it raises `SourceError` where compressed data are damaged or cut off.
+        """
         if self.size is None:
             return self._standard_input()
-        raw = self.path.open("rb")
-        self._raw = raw
-        magic = raw.read(4)
-        raw.seek(0)
-        return self._decompressed(raw) if magic == _ZSTD_MAGIC else raw
+        self._raw = self.path.open("rb")
+        return io.BufferedReader(_Filled(self._raw, self.name), 2**20)
 
-    def read(self, file: BinaryIO, size: int) -> bytes:
-        """Up to that many bytes of a stream of this input; fewer only at its end.
-
-        Raises:
-            SourceError: the compressed data are damaged or cut off.
-        """
-        parts: list[bytes] = []
-        while size > 0:
-            try:
-                part = file.read(size)
-            except zstandard.ZstdError as error:
-                raise SourceError(f"{self.name}: damaged zstd data ({error}); fetch the file again") from error
-            if not part:
-                break
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+    @staticmethod
+    def read(file: BinaryIO, size: int) -> bytes:
+        """Up to that many bytes of a stream; fewer only at its end."""
+        return file.read(size)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line without its end) of a text input; empty lines are left out.
 
         Raises:
-            SourceError: the compressed data are damaged or cut off.
+            SourceError: compressed data are damaged or cut off, or a line is longer than 1 GiB.
         """
         with self.open() as file:
-            reader = io.BufferedReader(_Raw(self, file), 2**20)
-            for number, line in enumerate(reader, 1):
+            number = 0
+            while line := file.readline(_LINE_LIMIT):
+                number += 1
+                if len(line) == _LINE_LIMIT:
+                    raise SourceError(f"{self.name}: line {number} is longer than {_LINE_LIMIT} bytes")
                 if stripped := line.strip():
                     yield number, stripped
 
@@ -93,32 +85,68 @@ class Input:
 
     def _standard_input(self) -> io.BufferedReader:
         if self._piped is None:
-            raw: Any = sys.stdin.buffer
-            head = raw.peek(4)[:4]
-            stream = self._decompressed(raw) if head == _ZSTD_MAGIC else raw
-            self._piped = io.BufferedReader(_Raw(self, stream), HEAD_BYTES)
+            self._piped = io.BufferedReader(_Filled(sys.stdin.buffer, self.name), HEAD_BYTES)
         return self._piped
 
-    @staticmethod
-    def _decompressed(raw: BinaryIO) -> BinaryIO:
-        reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-        return reader.stream_reader(raw, read_across_frames=True, closefd=True)
 
+class _Filled(io.RawIOBase):
+    """A binary stream, decompressed when it is zstd, whose reads are short only at its end.
 
-class _Raw(io.RawIOBase):
-    """Lets `io.BufferedReader` find lines in a stream that has only `read`."""
+    Args:
+        raw: the stream.
+        name: for messages.
+    """
 
-    def __init__(self, source: Input, file: BinaryIO) -> None:
-        self._source = source
-        self._file = file
+    def __init__(self, raw: BinaryIO, name: str) -> None:
+        self._raw = raw
+        self._name = name
+        self._start = raw.read(len(_ZSTD_MAGIC))
+        self._zstd = self._start == _ZSTD_MAGIC
+        self._frame: Any = None
+        self._output: bytes | memoryview = b""
 
     def readable(self) -> bool:
         return True
 
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
     def readinto(self, buffer: Any) -> int:
-        data = self._source.read(self._file, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        filled = 0
+        while filled < len(buffer):
+            part = memoryview(self._decompressed()) if self._zstd else self._plain(len(buffer) - filled)
+            if not part:
+                break
+            taken = min(len(part), len(buffer) - filled)
+            buffer[filled : filled + taken] = part[:taken]
+            self._output = part[taken:]  # a view: what is left of a large piece is not copied again
+            filled += taken
+        return filled
+
+    def _plain(self, size: int) -> bytes:
+        part, self._start = self._start[:size], self._start[size:]
+        return part or self._raw.read(size)
+
+    def _decompressed(self) -> bytes | memoryview:
+        """Some more output, empty at the end of the last frame."""
+        part = self._output
+        while not part:
+            data, self._start = self._start, b""
+            if not data:
+                data = self._raw.read(_ZSTD_PIECE)
+            if not data and (self._frame is None or self._frame.eof):
+                return b""
+            if not data:
+                raise SourceError(f"{self._name}: the zstd data are cut off; fetch the file again")
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+            try:
+                part = self._frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise SourceError(f"{self._name}: damaged zstd data ({error}); fetch the file again") from error
+            self._start = self._frame.unused_data
+        return part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

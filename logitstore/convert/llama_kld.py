@@ -30,6 +30,7 @@ _TOKENS_LIMIT: Final = 2**26  # all tokens of a file are held: 256 MiB; rows for
 _BLOCK_BYTES: Final = 2**22  # rows are read in such blocks,
 _BLOCK_ROWS: Final = 2**14  # but of small vocabularies no more than this, which fits the sort key of `_best`
 _PIECE: Final = 2**20
+_STEP_LIMIT: Final = 1e-3  # nats; four times the step of 16 nats in 65,535
 
 _FLOOR_NOTE: Final = (
     "Logprobs come in 65,535 steps down to 16 nats under the best; a candidate at that floor has only a bound, so it "
@@ -122,7 +123,7 @@ def _read_header(source: Input) -> _Header:
         SourceError: it is not of this format, damaged, cut off, or too long.
     """
     head = source.head()[: _HEADER.size]
-    if len(head) < _HEADER.size and (head + _MAGIC).startswith(_MAGIC):
+    if len(head) < _HEADER.size and _MAGIC.startswith(head[: len(_MAGIC)]):
         raise SourceError(f"{source.name}: cut off inside its header; copy the file again")
     if not head.startswith(_MAGIC):
         raise SourceError(f"{source.name}: no file of --kl-divergence-base, it does not begin with {_MAGIC.decode()}")
@@ -247,9 +248,9 @@ def _reduce(
         logprobs = scale[row] * q[row, ids].astype(np.float32) + lowest[row]
         target_logprob = scale * target_q.astype(np.float32) + lowest
         sums = np.bincount(row, np.exp(logprobs, dtype=np.float64), minlength=len(q))
-        most = (1 + PROBABILITY_SLACK) * np.exp(scale, dtype=np.float64)
-    _refuse(sums > most, place, "the probabilities of its best candidates sum to more than 1")
-    # Rounding to whole q can bring a sum over 1 by up to half a step; the writer would refuse what is then too much.
+    # Rounding to whole q can bring a sum over 1 by half a step; the writer would refuse what is then too much.
+    rounding = np.minimum(scale, _STEP_LIMIT).astype(np.float64)
+    _refuse(sums > 1 + PROBABILITY_SLACK + rounding, place, "its best candidates' probabilities sum to more than 1")
     excess = np.where(sums > 1 + PROBABILITY_SLACK / 2, np.log(np.maximum(sums, 1)), 0).astype(np.float32)
     known = target_q >= floor
     target_logprob = np.where(known, target_logprob - excess, np.float32(np.nan))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from logitstore.errors import InvalidInputError
 from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence
+
+_DECLARE: Final = "the type is that of the first chunk, unless declared with Writer(columns=pyarrow.schema(...))"
 
 
 class UserColumns:
@@ -46,7 +48,7 @@ class UserColumns:
                     f"the column {name!r} was not there from the beginning; declare all columns with "
                     f"Writer(columns=pyarrow.schema(...))"
                 )
-            _as_array(name, [value], self._types[name])
+            _check_value(name, value, self._types[name])
         return size
 
     def arrays(self, sequences: list[StoredSequence]) -> list[pa.Array]:
@@ -112,10 +114,40 @@ def _as_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
         array = pa.array(_plain_values(values), kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidInputError(
-            f"a value of the column {name!r} is not of its type {kind} ({error}); the type is that of the first "
-            f"chunk unless declared with Writer(columns=pyarrow.schema(...))"
+            f"a value of the column {name!r} is not of its type {kind} ({error}); {_DECLARE}"
         ) from error
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _check_value(name: str, value: Any, kind: pa.DataType) -> None:
+    """Refuse what cannot be stored as this type without loss: `pa.array` cuts 1.5 to 1 and drops unknown fields."""
+    _as_array(name, [value], kind)
+    try:
+        natural = pa.array(_plain_values([value]))
+        natural.cast(kind, safe=True)
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return  # no cast to compare with, as for maps
+    except pa.ArrowInvalid as error:
+        raise InvalidInputError(
+            f"a value of the column {name!r} does not fit its type {kind} ({error}); {_DECLARE}"
+        ) from error
+    if lost := _lost_fields(natural.type, kind):
+        raise InvalidInputError(f"a value of the column {name!r} has the field {lost!r}, its type has not; {_DECLARE}")
+
+
+def _lost_fields(natural: pa.DataType, kind: pa.DataType) -> str | None:
+    """A field of a struct, at any depth, that the type does not have."""
+    if pa.types.is_struct(natural) and pa.types.is_struct(kind):
+        for i in range(natural.num_fields):
+            field = natural.field(i)
+            place = kind.get_field_index(field.name)
+            if place < 0:
+                return str(field.name)
+            if lost := _lost_fields(field.type, kind.field(place).type):
+                return lost
+    if pa.types.is_list(natural) and hasattr(kind, "value_type"):
+        return _lost_fields(natural.value_type, kind.value_type)
+    return None
 
 
 def _plain_values(values: list[Any]) -> list[Any]:

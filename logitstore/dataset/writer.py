@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -293,7 +294,8 @@ class Writer:
         """Stop without committing: complete chunks stay under temporary names, and readers refuse the dataset."""
         self._closed = True
         if self._shard is not None:
-            self._shard.close()
+            with contextlib.suppress(OSError):  # what ended the writing is the error to show
+                self._shard.close()
             self._shard = None
 
     def _adding(self, sequence_id: str | None) -> _Adding:
@@ -355,7 +357,7 @@ class Writer:
             self._flush()
         self._open.append(StoredSequence(name, tokens, count, ids, values, optional, columns))
         self._open_size = [a + b for a, b in zip(self._open_size, size, strict=True)]
-        self.summary.count(len(tokens), ids, values, list(optional))
+        self.summary.count(len(tokens), ids, values, [name for name, cells in optional.items() if len(cells)])
         full = any(a >= b for a, b in zip(self._open_size, limits, strict=True))
         if full or len(self._open) >= CHUNK_SEQUENCES:
             self._flush()

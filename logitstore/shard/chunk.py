@@ -201,7 +201,9 @@ class Chunk:
             CorruptDataError: its cells contradict each other.
         """
         try:
-            return _Row(self, row).decode(columns)
+            # Forged numbers may be infinite or NaN; they are for `validate` to report, not for numpy.
+            with np.errstate(all="ignore"):
+                return _Row(self, row).decode(columns)
         except CorruptDataError as error:
             raise error.at(row=row) from error
 

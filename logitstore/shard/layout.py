@@ -8,7 +8,7 @@ schema message | chunk messages | end mark | id hashes | index | tail
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -141,7 +141,7 @@ def read_tail(end: bytes, file_bytes: int) -> Tail:
     if length != TAIL_BYTES:
         raise CorruptDataError(f"a tail of {length} bytes, not {TAIL_BYTES}", code="shard-tail")
     fields = _TAIL.unpack(end[-TAIL_BYTES : -_SEAL.size])
-    tail = Tail(*fields[:9], version=version)
+    tail = replace(Tail(*fields[:9]), version=version)
     _check_tail(tail, file_bytes)
     return tail
 
