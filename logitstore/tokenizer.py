@@ -329,7 +329,8 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"<Tokenizer {(self.digest or 'partial')[:12]}: {len(self._ids)} tokens>"
 
-    def _items(self) -> Iterator[tuple[int, bytes]]:
+    def items(self) -> Iterator[tuple[int, bytes]]:
+        """Id and bytes of every token, in id order."""
         pieces = (self._blob[start:end] for start, end in pairwise(self._offsets))
         return zip(self._ids, pieces, strict=True)
 
@@ -346,7 +347,7 @@ class Tokenizer:
         """
         if self.is_partial:
             return None
-        parts = ((i | len(piece) << 32).to_bytes(8, "little") + piece for i, piece in self._items())
+        parts = ((i | len(piece) << 32).to_bytes(8, "little") + piece for i, piece in self.items())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     @property
@@ -362,7 +363,7 @@ class Tokenizer:
     @cached_property
     def _index(self) -> dict[bytes, tuple[int, ...]]:
         index: dict[bytes, tuple[int, ...]] = {}
-        for token_id, piece in self._items():
+        for token_id, piece in self.items():
             index[piece] = (*index.get(piece, ()), token_id)
         return index
 
@@ -393,5 +394,5 @@ class Tokenizer:
 
     def to_partial_json(self) -> bytes:
         """The tokens as the content of a partial_vocabulary.json: hex of the bytes by id, in id order."""
-        lines = ",\n".join(f'"{token_id}": "{piece.hex()}"' for token_id, piece in self._items())
+        lines = ",\n".join(f'"{token_id}": "{piece.hex()}"' for token_id, piece in self.items())
         return f"{{\n{lines}\n}}\n".encode() if lines else b"{}\n"

@@ -62,9 +62,9 @@ def examples() -> str:
     out += _pair("bfloat16", values)
     out += "| `bfloat16` " + row("logsumexp", logsumexp, "f32")
     draws = np.array([31, 15, 4, 46, 4], np.uint32)
-    steps, times = encode_draws(code(ids), draws, count)
+    steps, total, rest = encode_draws(code(ids), draws, count)
     out += f"| `draws` ({int(Encoding.DRAWS)}) " + row("ids", steps, "u32")
-    out += "| `draws` " + row("gaps", times, "u32")
+    out += "| `draws` " + row("top", total, "u32") + "| `draws` " + row("gaps", rest, "u32")
     out += "\nThe bfloat16 logits are 17.5, 16.75, 15.0 (logsumexp 18.0) and 3.0, -0.9375 (logsumexp 3.0625). Under\n"
     out += "`draws`, 50 draws fell on 7 (31), 4 (15), 9 (4), and on 5 (46), 7 (4).\n"
     return out

@@ -63,7 +63,7 @@ def read_manifest(file):
     for name in ("sequences", "positions", "candidates", "bytes"):
         must(manifest["totals"][name] == sum(s[name] for s in shards), f"total of {name}")
         for split, sums in manifest["splits"].items():
-            must(sums[name] == sum(s[name] for s in shards if s["split"] == split), f"{split}'s sum of {name}")
+            must(sums.get(name, 0) == sum(s[name] for s in shards if s["split"] == split), f"{split}'s sum of {name}")
     return manifest
 
 
@@ -193,10 +193,10 @@ def read_sequence(row, order, header):
     must(count.sum() <= 2**24, "candidates of a sequence")
     optional = {n: decode(row[n], kind, length, header) if row[n] else None for n, kind in OPTIONAL.items()}
     counts = count[count > 0]
-    total, firsts = int(counts.sum()), 0 if encoding == DRAWS else len(counts)
+    total = int(counts.sum())
     codes = decode(row["ids"], "u4", total, header).astype(np.int64)
-    top = decode(row["top"], KINDS[encoding][0], firsts, header)
-    gaps = decode(row["gaps"], KINDS[encoding][1], total - firsts, header)
+    top = decode(row["top"], KINDS[encoding][0], len(counts), header)
+    gaps = decode(row["gaps"], KINDS[encoding][1], total - len(counts), header)
     if encoding == DRAWS:
         codes = running_sums(codes, counts)
     values = {"ids": ids_of(codes, order, header["logit_width"] or 2**31), "draws": None, "logits": None}
@@ -261,15 +261,17 @@ def running_sums(values, counts):
     return sums - np.repeat((sums - values)[starts], counts)
 
 
-def steps_of(gaps, counts):
-    starts_in_gaps = np.cumsum(counts - 1) - (counts - 1)
-    return running_sums(np.insert(gaps.astype(np.int64), starts_in_gaps, 0), counts)
+def after_firsts(gaps, counts):
+    """Each candidate's gap; 0 for the first one of a position."""
+    firsts = np.cumsum(counts - 1) - (counts - 1)
+    return np.insert(gaps.astype(np.int64), firsts, 0)
 
 
+@np.errstate(all="ignore")  # of NaN and infinities, which are a validator's matter
 def read_values(encoding, ids, top, gaps, counts, logsumexp, resolution):
     if encoding == DRAWS:
-        return read_draws(ids, gaps.astype(np.int64), counts)
-    steps = steps_of(gaps, counts)
+        return read_draws(ids, top.astype(np.int64), gaps, counts)
+    steps = running_sums(after_firsts(gaps, counts), counts)
     if encoding in (GRID, WIDE_GRID):
         must((steps < 2**24).all(), "steps that are not below 2^24")
         return {"logprobs": np.repeat(top, counts) - np.float32(resolution) * steps.astype(np.float32)}
@@ -284,12 +286,12 @@ def read_values(encoding, ids, top, gaps, counts, logsumexp, resolution):
     return {"logprobs": patterns.view("f2" if encoding == FLOAT16 else "f4").astype(np.float32)}
 
 
-def read_draws(ids, draws, counts):
-    must(((draws >= 1) & (draws < 2**31)).all(), "draws that are not from 1 to 2^31 - 1")
-    position = np.repeat(np.arange(len(counts)), counts)
-    ranked = np.lexsort((ids, -draws, position))
-    totals = running_sums(draws, counts)[np.cumsum(counts) - 1]
-    logprobs = np.log(draws / totals[position]).astype(np.float32)  # in float64, rounded once
+def read_draws(ids, top, gaps, counts):
+    draws, starts = after_firsts(gaps, counts), np.cumsum(counts) - counts
+    draws[starts] = top - running_sums(draws, counts)[starts + counts - 1]  # the first one has the rest
+    must((top < 2**31).all() and (draws >= 1).all(), "draws: below 1, or 2^31 or more at a position")
+    ranked = np.lexsort((ids, -draws, np.repeat(starts, counts)))
+    logprobs = np.log(draws / np.repeat(top, counts)).astype(np.float32)  # in float64, rounded once
     return {"ids": ids[ranked], "draws": draws[ranked], "logprobs": logprobs[ranked]}
 
 

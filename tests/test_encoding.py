@@ -17,6 +17,7 @@ from logitstore.encoding.values import (
     Encoding,
     by_draws,
     decode_draw_codes,
+    decode_draws,
     decode_logits,
     decode_values,
     encode_draws,
@@ -253,9 +254,17 @@ def drawn(draw):
 def test_draws_round_trip_sorted_by_draws_then_id(given_values):
     ids, draws, count = given_values
     order = token_order(ids)
-    steps, times = encode_draws(id_encoder(order)(ids), draws, count)
+    steps, top, gaps = encode_draws(id_encoder(order)(ids), draws, count)
+    assert top.tolist() == [int(n) for n in ragged.row_sums(draws, count) if n]
+    times = decode_draws(top, gaps, count)
     decoded = decode.decode_ids(decode_draw_codes(steps, count), order)
     place = by_draws(decoded, times, count)
     expected = np.lexsort((ids, -draws.astype(np.int64), ragged.rows(count)))
     assert (decoded[place] == ids[expected]).all()
     assert (times[place] == draws[expected]).all()
+
+
+@pytest.mark.parametrize(("top", "gaps"), [([5], [5]), ([5], [0]), ([2**31], [1]), ([1], [2**32 - 1])])
+def test_impossible_draws_are_refused(top, gaps):
+    with pytest.raises(CorruptDataError):
+        decode_draws(np.array(top, np.uint32), np.array(gaps, np.uint32), np.array([2], np.uint32))

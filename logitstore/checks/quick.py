@@ -49,11 +49,11 @@ def check_files(root: Path, manifest: Manifest, findings: Findings) -> None:
 
 def check_shard(shard: Shard, info: ShardInfo, manifest: Manifest, findings: Findings) -> None:
     """Checks of an opened shard that reading it does not make."""
-    try:
-        shard.check_end_mark()
-        _ = shard.hashes
-    except CorruptDataError as error:
-        findings.add(error.code, error.reason, shard=info.path)
+    for check in (shard.check_end_mark, lambda: shard.hashes):
+        try:
+            check()
+        except CorruptDataError as error:
+            findings.add(error.code, error.reason, shard=info.path)
     found = {field.name: str(field.type) for field in shard.user_fields}
     if found != manifest.user_columns:
         findings.add(

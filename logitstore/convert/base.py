@@ -83,6 +83,11 @@ class Input:
         """Bytes of the file consumed so far, before decompression."""
         return self._raw.tell() if self._raw is not None and not self._raw.closed else self.size or 0
 
+    def close(self) -> None:
+        """Close the file; a stream that was not read to its end would keep it open."""
+        if self._raw is not None:
+            self._raw.close()
+
     def _standard_input(self) -> io.BufferedReader:
         if self._piped is None:
             self._piped = io.BufferedReader(_Filled(sys.stdin.buffer, self.name), HEAD_BYTES)

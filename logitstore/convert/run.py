@@ -108,12 +108,33 @@ def convert(
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_path(Path(tokenizer))
     given = {name: value for name, value in settings.items() if value is not None}
-    opened = chosen.read(inputs, Options(tokenizer=tokenizer, top_k=given.get("top_k")))
-    source = Source(format=chosen.name, files=tuple(Path(source.name).name for source in inputs))
+    try:
+        return _convert(
+            chosen, inputs, output, Options(tokenizer=tokenizer, top_k=given.get("top_k")), given, limit, progress
+        )
+    finally:
+        for each in inputs:
+            each.close()
+
+
+def _convert(
+    chosen: Importer,
+    inputs: list[Input],
+    output: str | os.PathLike[str],
+    options: Options,
+    given: dict[str, Any],
+    limit: int | None,
+    progress: Callable[[Import, Summary], None] | None,
+) -> Converted:
+    opened = chosen.read(inputs, options)
+    source = Source(format=chosen.name, files=tuple(Path(each.name).name for each in inputs))
     arguments = {"source": source, **opened.settings, **given}
-    with Writer(output, tokenizer=tokenizer, **arguments) as writer:
+    with Writer(output, tokenizer=options.tokenizer, **arguments) as writer:
         for item in itertools.islice(opened.items, limit):
-            getattr(writer, item.method)(**item.arguments)
+            try:
+                getattr(writer, item.method)(**item.arguments)
+            except InvalidInputError as error:
+                raise type(error)(f"{', '.join(each.name for each in inputs)}: {error}") from error
             if progress is not None:
                 progress(opened, writer.summary)
         if writer.summary.sequences == 0 and limit != 0:

@@ -139,9 +139,11 @@ class Writer:
         return self._tokenizer
 
     def use_partial_vocabulary(self, pieces: Mapping[int, bytes]) -> None:
-        """Keep the bytes of these tokens where no tokenizer is known: enough to show text, no identity."""
-        if self._tokenizer is None or self._tokenizer.is_partial:
+        """Keep the bytes of these tokens where no whole tokenizer is known: enough to show text, no identity."""
+        if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_pieces(pieces)
+        elif self._tokenizer.is_partial:
+            self._tokenizer = Tokenizer.from_pieces({**pieces, **dict(self._tokenizer.items())})
 
     def add(
         self,

@@ -30,6 +30,11 @@ _EVIDENCE: Final = 4  # fewer candidates than this fit some anchor by chance
 _BATCH: Final = 2048  # positions searched at once, which bounds memory
 
 
+def slack(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far a difference of logprobs may be off for rounding: two units in the last place, float64 [N]."""
+    return _ULPS * np.spacing(np.abs(logprobs)).astype(np.float64)
+
+
 class _Position:
     """The float64 differences to the best logprob of some positions, and how far each may be off."""
 
@@ -38,7 +43,7 @@ class _Position:
         self.start = ragged.offsets(count)[:-1]
         self.difference = logprobs.astype(np.float64)
         self.difference -= ragged.spread(self.difference[self.start], count)
-        self.slack = _ULPS * np.spacing(np.abs(logprobs)).astype(np.float64)
+        self.slack = slack(logprobs)
 
     def fits(self, at: NDArray[np.int64], anchors: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether the candidates at these flat indexes are bfloat16 when their best logit is the anchor."""
@@ -97,11 +102,10 @@ def _search(logprobs: NDArray[np.float32], count: NDArray[Any]) -> NDArray[np.fl
     position = _Position(logprobs, count)
     found = np.full(len(count), np.nan)
     todo = np.arange(len(count))
-    # From large to small: the coarsest grid that fits gives the smallest gaps. In a binade from small to
-    # large: the smaller the logsumexp, the finer its float32.
+    # From large to small: the coarsest grid that fits gives the smallest gaps.
     for exponent in _EXPONENTS:
         row = todo[_possible(position, todo, exponent)]
-        anchors = 2.0**exponent * (1 + np.arange(128) / 128)
+        anchors = 2.0**exponent * (1 + np.arange(127, -1, -1) / 128)
         for signed in (anchors, -anchors):
             row = row[np.isnan(found[row])]
             if len(row):

@@ -57,7 +57,7 @@ CELL_TYPES: Final[dict[Encoding, tuple[np.dtype[Any], np.dtype[Any]]]] = {
     Encoding.FLOAT32: (_U32, _U32),
     Encoding.DRAWS: (_U32, _U32),
 }
-"""The types of the cells `top` and `gaps` under each encoding. Under `draws`, `top` is empty."""
+"""The types of the cells `top` and `gaps` under each encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Values:
 
     Attributes:
         encoding: how they are encoded.
-        top: [P] one for each position with candidates; empty under `draws`.
-        gaps: [N - P]; under `draws` the draws [N].
+        top: [P] one for each position with candidates.
+        gaps: [N - P].
         logsumexp: float32 [T] that the encoding needs (bfloat16), NaN where there are no candidates; else None.
     """
 
@@ -164,8 +164,8 @@ def decode_logits(top: NDArray[np.uint16], gaps: NDArray[np.uint16], count: NDAr
 
 def encode_draws(
     codes: NDArray[np.uint32], draws: NDArray[Any], count: NDArray[Any]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Candidates ascending by code, as differences, and their draws in the same order.
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Candidates ascending by code, as differences, and their draws.
 
     Args:
         codes: uint32 [N].
@@ -173,21 +173,38 @@ def encode_draws(
         count: candidates of each position [T].
 
     Returns:
-        (differences uint32 [N], the first of each position being the code itself; draws uint32 [N]).
+        (ids uint32 [N]: the first code of each position, then differences; top uint32 [P]: draws of each position in
+        all; gaps uint32 [N - P]: draws of each candidate but the first, which has the rest).
     """
     by_code = np.lexsort((codes, ragged.rows(count)))
-    codes = codes[by_code]
-    steps = codes.copy()
+    codes, draws = codes[by_code], draws[by_code]
     rest = ~ragged.firsts(count)
+    steps = codes.copy()
     steps[rest] = ragged.differences(codes, count)
-    return steps, draws[by_code].astype(np.uint32)
+    total = ragged.row_sums(draws, count)[count > 0]
+    return steps, total.astype(np.uint32), draws[rest].astype(np.uint32)
 
 
 def decode_draw_codes(steps: NDArray[np.uint32], count: NDArray[Any]) -> NDArray[np.uint32]:
-    """Codes, uint32 [N], ascending at each position; the inverse of `encode_draws`."""
+    """Codes, uint32 [N], ascending at each position."""
     first = ragged.firsts(count)
     present = count[count > 0]
     return ragged.spread(steps[first], present) + ragged.running_sums(steps[~first], present)
+
+
+def decode_draws(top: NDArray[np.uint32], gaps: NDArray[np.uint32], count: NDArray[Any]) -> NDArray[np.int64]:
+    """Draws, int64 [N], in the order of the codes.
+
+    Raises:
+        CorruptDataError: a candidate without draws, or 2^31 draws or more at a position.
+    """
+    draws = np.zeros(len(top) + len(gaps), np.int64)
+    first = ragged.firsts(count)
+    draws[~first] = gaps
+    draws[first] = top - ragged.row_sums(draws, count)[count > 0].astype(np.int64)
+    if len(draws) and (int(draws.min()) < 1 or int(top.max()) >= 2**31):
+        raise CorruptDataError("a candidate that was drawn 0 times, or a position with 2^31 draws", code="cell")
+    return draws
 
 
 def by_draws(ids: NDArray[Any], draws: NDArray[Any], count: NDArray[Any]) -> NDArray[np.int64]:
@@ -228,10 +245,10 @@ def _logits_by_logsumexp(
         return None
     slack = 2 * np.spacing(np.maximum(np.abs(logprobs), np.abs(shift))).astype(np.float64)
     exact = logprobs.astype(np.float64) + shift
-    rounded = round_to_bfloat16(exact)
-    if bool((np.abs(rounded - exact) > slack).any()):
+    logits = _snap_to_bfloat16(exact, slack)
+    if bool((np.abs(logits - exact) > slack).any()):
         return None
-    return rounded.astype(np.float32), logsumexp
+    return logits.astype(np.float32), logsumexp
 
 
 def _logits_by_anchors(
@@ -246,7 +263,12 @@ def _logits_by_anchors(
     logsumexp = np.full(len(count), np.nan, np.float32)
     logsumexp[present] = anchors - best
     exact += ragged.spread(anchors - best, count[present])
-    return round_to_bfloat16(exact).astype(np.float32), logsumexp
+    return _snap_to_bfloat16(exact, anchor.slack(logprobs)).astype(np.float32), logsumexp
+
+
+def _snap_to_bfloat16(exact: NDArray[np.float64], slack: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest bfloat16 numbers; zero where it is within reach, since bfloat16 is finer there than float32 tells."""
+    return np.where(np.abs(exact) <= slack, 0.0, round_to_bfloat16(exact))
 
 
 def _encode_bfloat16(logits: NDArray[np.float32], logsumexp: NDArray[np.float32], count: NDArray[Any]) -> Values:

@@ -23,6 +23,7 @@ from logitstore.encoding.values import (
     Values,
     by_draws,
     decode_draw_codes,
+    decode_draws,
     decode_logits,
     decode_values,
     encode_draws,
@@ -80,7 +81,7 @@ class StoredSequence:
         tokens: uint32 [T].
         count: uint32 [T].
         ids: uint32 [N], best first at each position; under `draws` in any order.
-        values: encoded values; under `draws`, `gaps` are the draws in the order of `ids`.
+        values: encoded values; under `draws`, `gaps` are the draws [N] in the order of `ids`, and `top` is empty.
         optional: cells by name, `OPTIONAL_TYPES` [T], as they are stored.
         columns: the user's columns.
     """
@@ -147,14 +148,14 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
 
 
 def _encode_row(sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]) -> dict[str, bytes]:
-    ids, gaps = encode_ids(sequence.ids), sequence.values.gaps
+    ids, top, gaps = encode_ids(sequence.ids), sequence.values.top, sequence.values.gaps
     if sequence.values.encoding is Encoding.DRAWS:
-        ids, gaps = encode_draws(ids, gaps, sequence.count)
+        ids, top, gaps = encode_draws(ids, gaps, sequence.count)
     cells = {
         "tokens": encode_ids(sequence.tokens),
         "count": sequence.count,
         "ids": ids,
-        "top": sequence.values.top,
+        "top": top,
         "gaps": gaps,
         **sequence.optional,
     }
@@ -276,16 +277,15 @@ class _Row:
         if "ids" not in fields:
             return {"logits": None}
         count = fields["count"]
-        draws = self.cell("gaps", total, _U32)
-        if total and (int(draws.min()) == 0 or int(draws.max()) >= 2**31):
-            raise CorruptDataError("a candidate that was drawn 0 times, or too often", code="cell")
+        present = int(np.count_nonzero(count))
+        top = self.cell("top", present, _U32)
+        draws = decode_draws(top, self.cell("gaps", total - present, _U32), count)
         place = by_draws(fields["ids"], draws, count)
         draws = draws[place]
-        sums = ragged.spread(ragged.row_sums(draws, count), count)
         return {
             "ids": fields["ids"][place],
             "draws": draws.astype(np.int32),
-            "logprobs": np.log(draws / sums).astype(np.float32),
+            "logprobs": np.log(draws / ragged.spread(top, count[count > 0])).astype(np.float32),
             "logits": None,
         }
 

@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 MANIFEST: Final = "logitstore.json"
 SHARD: Final = "data/train/train-00000.arrow"
 KEY: Final = b"logitstore"
+COUNTS: Final = ("sequences", "positions", "candidates")
 U16, U32, F32 = np.uint16, np.uint32, np.float32
 
 Case = Callable[[Path], None]
@@ -76,6 +77,11 @@ def good(path: Path, columns: Fields | None = None, **settings: Any) -> None:
     with logitstore.Writer(path, **{"teacher": "t", "logit_width": 1000, "values": "grid", **settings}) as writer:
         for seed in range(3):
             writer.add(*rows(seed, 5, 4), **(columns or {}))
+
+
+def good_empty(path: Path) -> None:
+    with logitstore.Writer(path, teacher="t", logit_width=1000):
+        pass
 
 
 def good_draws(path: Path) -> None:
@@ -134,8 +140,7 @@ def seal_manifest(path: Path, change: Callable[[Fields], None] = lambda _: None)
     del fields["sha256"]
     for shard in fields["shards"]:
         data = (path / shard["path"]).read_bytes()
-        number, sequences, positions, candidates = np.frombuffer(data[-TAIL_BYTES + 16 :][:32], "<u8").tolist()
-        assert number < 2**32
+        sequences, positions, candidates = np.frombuffer(data[-TAIL_BYTES + 24 :][:24], "<u8").tolist()
         shard |= {
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -163,9 +168,6 @@ def sum_up(fields: Fields) -> None:
     lines = [(fields["tokenizer"] or {}).get("digest") or "-"]
     lines += [f"{shard['split']} {shard['sequences']} {shard['sha256']}" for shard in fields["shards"]]
     fields["dataset_digest"] = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-
-
-COUNTS: Final = ("sequences", "positions", "candidates")
 
 
 def seal_shard(
@@ -237,14 +239,10 @@ class Forgery:
         """The rows of all chunks."""
         return [row for chunk in self.chunks for row in chunk]
 
-    @property
-    def header(self) -> Fields:
-        """A copy of the header; `set_header` puts it back."""
-        return dict(json.loads(self.schema.metadata[KEY]))
-
-    def set_header(self, **fields: Any) -> None:
+    def change_header(self, **fields: Any) -> None:
         """Change fields of the header."""
-        self.schema = self.schema.with_metadata({KEY: json.dumps({**self.header, **fields}).encode()})
+        header = json.loads(self.schema.metadata[KEY]) | fields
+        self.schema = self.schema.with_metadata({KEY: json.dumps(header).encode()})
 
     def get(self, name: str, kind: Any, n: int, row: int = 0) -> NDArray[Any]:
         """The n values of a cell."""
@@ -254,18 +252,16 @@ class Forgery:
         """Set a cell to these values."""
         self.rows[row][name] = encode_cell(np.array(values, kind))
 
-    def change(self, name: str, kind: Any, n: int, at: int, value: Any, row: int = 0) -> None:
-        """Set one of the n values of a cell."""
+    def change(self, name: str, kind: Any, n: int, at: int | slice, value: Any, row: int = 0) -> None:
+        """Set one or some of the n values of a cell."""
         values = self.get(name, kind, n, row)
         values[at] = value
         self.put(name, kind, values, row)
 
     def message(self, number: int) -> bytes:
         """The message of a chunk."""
-        arrays = [
-            pa.array([row[field.name] for row in self.chunks[number]], field.type) for field in self.schema
-        ]
-        schema = pa.schema([field.with_nullable(True) for field in self.schema], self.schema.metadata)
+        arrays = [pa.array([row[field.name] for row in self.chunks[number]], field.type) for field in self.schema]
+        schema = pa.schema([field.with_nullable(nullable=True) for field in self.schema], self.schema.metadata)
         metadata = {KEY: json.dumps(self.metadata[number]).encode()} if self.metadata[number] else None
         return serialise(pa.RecordBatch.from_arrays(arrays, schema=schema), metadata)
 
@@ -298,15 +294,12 @@ class Forgery:
         seal_manifest(self.path, change)
 
 
-def serialise(batch: pa.RecordBatch, metadata: Any, options: pa.ipc.IpcWriteOptions | None = None) -> bytes:
+def serialise(batch: pa.RecordBatch, metadata: dict[bytes, bytes] | None) -> bytes:
     """The message of one record batch."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=options) as stream:
-        start = sink.tell()
-        stream.write_batch(batch, custom_metadata=metadata)
-        end = sink.tell()
-    start = max(start, batch.schema.serialize().size)  # the schema message is written with the first batch, or before
-    return sink.getvalue().to_pybytes()[start:end]
+    # Every writer begins with the schema message; only what follows it is wanted.
+    pa.ipc.new_stream(sink, batch.schema).write_batch(batch, custom_metadata=metadata)
+    return sink.getvalue().to_pybytes()[batch.schema.serialize().size :]
 
 
 # The dataset as a whole.
@@ -326,61 +319,44 @@ def manifest_missing(path: Path) -> None:
 
 @case
 def manifest_bit_flip(path: Path) -> None:
-    good(path)
+    good_empty(path)
     flip(path / MANIFEST, (path / MANIFEST).read_bytes().index(b'"temperature": 1.0') + 15)
 
 
 @case
 def manifest_cut_off(path: Path) -> None:
-    good(path)
+    good_empty(path)
     (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes()[:600])
 
 
 @case
 def manifest_edited(path: Path) -> None:
-    good(path)
+    good_empty(path)
     text = (path / MANIFEST).read_bytes()
     (path / MANIFEST).write_bytes(text.replace(b'"name": "t"', b'"name": "another teacher"'))
 
 
 @case
-def manifest_field_missing(path: Path) -> None:
-    good(path)
-    seal_manifest(path, lambda fields: fields.pop("temperature"))
-
-
-@case
-def manifest_splits_interleaved(path: Path) -> None:
-    good(path, chunk_candidates=1, shard_bytes=1)
-
-    def change(fields: Fields) -> None:
-        fields["shards"][1]["split"] = "test"
-        sum_up(fields)
-
-    seal_manifest(path, change)
-
-
-@case
 def manifest_not_json(path: Path) -> None:
-    good(path)
+    good_empty(path)
     write_manifest(path, (path / MANIFEST).read_bytes()[:600])
 
 
 @case
 def manifest_of_another_format(path: Path) -> None:
-    good(path)
+    good_empty(path)
     seal_manifest(path, lambda fields: fields.update(format="logitstorage"))
 
 
 @case
 def manifest_later_version(path: Path) -> None:
-    good(path)
+    good_empty(path)
     seal_manifest(path, lambda fields: fields.update(version="2.0"))
 
 
 @case
 def manifest_unknown_feature(path: Path) -> None:
-    good(path)
+    good_empty(path)
     seal_manifest(path, lambda fields: fields.update(features={"required": ["soft-labels"], "optional": []}))
 
 
@@ -438,22 +414,10 @@ def totals_encodings_wrong(path: Path) -> None:
 
 
 @case
-def totals_columns_wrong(path: Path) -> None:
-    good(path)
-    seal_manifest(path, lambda fields: fields["totals"].update(columns={"tail": 3, "entropy": 3}))
-
-
-@case
 def shard_not_in_manifest(path: Path) -> None:
     good(path)
-    shutil.copy(path / SHARD, path / "data/train/train-00001.arrow")
-
-
-@case
-def shard_unfinished_beside(path: Path) -> None:
-    good(path)
     data = (path / SHARD).read_bytes()
-    (path / "data/train/train-00001.arrow.partial").write_bytes(data[: tail_of(path / SHARD).chunks_end])
+    (path / "data/train/train-00001.arrow.partial").write_bytes(data[:500])
 
 
 @case
@@ -554,12 +518,6 @@ def shard_cut_off(path: Path) -> None:
 
 
 @case
-def shard_empty(path: Path) -> None:
-    good(path)
-    (path / SHARD).write_bytes(b"")
-
-
-@case
 def shard_appended_to(path: Path) -> None:
     good(path)
     (path / SHARD).write_bytes((path / SHARD).read_bytes() + b"\n")
@@ -568,8 +526,7 @@ def shard_appended_to(path: Path) -> None:
 @case
 def shard_size_in_tail_wrong(path: Path) -> None:
     good(path)
-    forgery = Forgery(path)
-    forgery.seal(tail={"file_bytes": 2**62})
+    Forgery(path).seal(tail={"file_bytes": 2**62})
 
 
 @case
@@ -579,8 +536,7 @@ def shard_of_another_dataset(path: Path) -> None:
     with logitstore.Writer(other, teacher="t", logit_width=1000, values="grid") as writer:
         for seed, name in enumerate("abc"):
             writer.add(*rows(seed, 5, 4), id=name)
-    assert (other / SHARD).stat().st_size == (path / SHARD).stat().st_size
-    shutil.copy(other / SHARD, path / SHARD)
+    (other / SHARD).replace(path / SHARD)  # it has the same size
 
 
 @case
@@ -616,18 +572,6 @@ def tail_later_version(path: Path) -> None:
 def tail_too_many_chunks(path: Path) -> None:
     good(path)
     Forgery(path).seal(tail={"chunks": 2**60})
-
-
-@case
-def tail_too_many_sequences(path: Path) -> None:
-    good(path)
-    Forgery(path).seal(tail={"sequences": 2**53})
-
-
-@case
-def tail_schema_too_long(path: Path) -> None:
-    good(path)
-    Forgery(path).seal(tail={"schema_bytes": 2**40})
 
 
 @case
@@ -705,14 +649,6 @@ def schema_column_missing(path: Path) -> None:
 
 
 @case
-def schema_column_of_another_type(path: Path) -> None:
-    good(path)
-    forgery = Forgery(path)
-    forgery.schema = forgery.schema.set(1, pa.field("length", pa.int32(), nullable=False))
-    forgery.seal()
-
-
-@case
 def schema_column_twice(path: Path) -> None:
     good(path, {"note": "n"})
     forgery = Forgery(path)
@@ -746,7 +682,7 @@ def header_temperature_of_another(path: Path) -> None:
 def header_resolution_no_power_of_two(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
-    forgery.set_header(resolution=0.03)
+    forgery.change_header(resolution=0.03)
     forgery.seal()
 
 
@@ -754,7 +690,7 @@ def header_resolution_no_power_of_two(path: Path) -> None:
 def header_later_pcodec(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
-    forgery.set_header(pco="200.0")
+    forgery.change_header(pco="200.0")
     forgery.seal()
 
 
@@ -864,14 +800,6 @@ def good_with_order(path: Path, change: Callable[[NDArray[Any]], None]) -> None:
     forgery.seal()
 
 
-@case
-def order_no_base64(path: Path) -> None:
-    good(path)
-    forgery = Forgery(path)
-    forgery.metadata[0]["order"] = "=" * 20
-    forgery.seal()
-
-
 # A sequence.
 
 
@@ -916,14 +844,6 @@ def candidates_too_many(path: Path) -> None:
     forgery.seal()
 
 
-@case
-def candidates_more_than_their_cells(path: Path) -> None:
-    good(path)
-    forgery = Forgery(path)
-    forgery.put("count", U32, [2**24, 0, 0, 0, 0])
-    forgery.seal()
-
-
 def forge_cell(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     """Change the bytes of a cell of the first sequence."""
     good(path)
@@ -943,11 +863,6 @@ def cell_appended_to(path: Path) -> None:
 
 
 @case
-def cell_empty(path: Path) -> None:
-    forge_cell(path, "count", lambda _: b"")
-
-
-@case
 def cell_garbage(path: Path) -> None:
     forge_cell(path, "tokens", lambda cell: bytes([0, *np.random.Generator(np.random.PCG64(1)).bytes(len(cell))]))
 
@@ -961,7 +876,7 @@ def cell_of_another_mode(path: Path) -> None:
 def cell_of_another_length(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
-    forgery.put("tail", U16, [32, 32, 32, 32])
+    forgery.put("tokens", U32, forgery.get("tokens", U32, 5)[:3])
     forgery.seal()
 
 
@@ -989,15 +904,6 @@ def candidate_twice(path: Path) -> None:
     forgery.seal()
 
 
-def forge_float32(path: Path, at: int, logprob: float) -> None:
-    """Replace the best logprob at a position, and take away the tails."""
-    good(path, values="float32")
-    forgery = Forgery(path)
-    forgery.change("top", U32, 5, at, bits_to_ordinals(np.array([logprob], F32).view(U32))[0])
-    forgery.rows[0]["tail"] = b""
-    forgery.seal()
-
-
 @case
 def logprob_nan(path: Path) -> None:
     good(path)
@@ -1011,18 +917,17 @@ def logprob_infinite(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
     forgery.change("top", F32, 5, 2, -np.inf)
-    forgery.rows[0]["tail"] = b""
+    forgery.change("tail", U16, 5, 2, 0xFFFF)
     forgery.seal()
 
 
 @case
 def logprob_above_zero(path: Path) -> None:
-    forge_float32(path, 2, 0.5)
-
-
-@case
-def logprob_far_above_zero(path: Path) -> None:
-    forge_float32(path, 2, 3e38)
+    good(path, values="float32")
+    forgery = Forgery(path)
+    forgery.change("top", U32, 5, 2, bits_to_ordinals(np.array([3e38], F32).view(U32))[0])
+    forgery.change("tail", U16, 5, 2, 0xFFFF)
+    forgery.seal()
 
 
 @case
@@ -1034,19 +939,6 @@ def logprobs_increase(path: Path) -> None:
     forgery.change("top", U32, 5, 0, ordinals[0])
     forgery.change("gaps", U32, 15, slice(0, 3), ordinals[:-1] - ordinals[1:])
     forgery.change("tail", U16, 5, 0, 0xFFFF)
-    forgery.seal()
-
-
-@case
-def steps_over_limit(path: Path) -> None:
-    """2^24 steps of 1/32 under the best candidate."""
-    good(path)
-    forgery = Forgery(path)
-    for row in forgery.rows:
-        row["encoding"] = Encoding.GRID_WIDE
-    for row in range(3):
-        forgery.put("gaps", U32, forgery.get("gaps", U16, 15, row), row)
-    forgery.change("gaps", U32, 15, 2, 2**24)
     forgery.seal()
 
 
@@ -1072,7 +964,7 @@ def tail_wrong(path: Path) -> None:
 def tail_of_candidates(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
-    forgery.set_header(normalised="candidates")
+    forgery.change_header(normalised="candidates")
     forgery.seal(change_manifest=lambda fields: fields.update(normalised="candidates"))
 
 
@@ -1122,31 +1014,16 @@ def bfloat16_logit_infinite(path: Path) -> None:
 def draws_zero(path: Path) -> None:
     good_draws(path)
     forgery = Forgery(path)
-    forgery.change("gaps", U32, 20, 7, 0)
+    forgery.change("gaps", U32, 15, 7, 0)
     forgery.seal()
 
 
 @case
-def draws_too_many(path: Path) -> None:
+def draws_of_the_others_too_many(path: Path) -> None:
+    """The first candidate has what the others leave of all: nothing."""
     good_draws(path)
     forgery = Forgery(path)
-    forgery.change("gaps", U32, 20, 7, 2**31)
-    forgery.seal()
-
-
-@case
-def draws_candidate_twice(path: Path) -> None:
-    good_draws(path)
-    forgery = Forgery(path)
-    forgery.change("ids", U32, 20, 1, 0)
-    forgery.seal()
-
-
-@case
-def draws_with_top(path: Path) -> None:
-    good_draws(path)
-    forgery = Forgery(path)
-    forgery.put("top", U32, [1, 2, 3, 4, 5])
+    forgery.change("top", U32, 5, 2, forgery.get("gaps", U32, 15)[6:9].sum())
     forgery.seal()
 
 
@@ -1163,14 +1040,6 @@ def entropy_impossible(path: Path) -> None:
     good(path, {"entropy": [1.0] * 5})
     forgery = Forgery(path)
     forgery.put("entropy", F32, [1, 1, -1, np.nan, 1])
-    forgery.seal()
-
-
-@case
-def target_logprob_above_zero(path: Path) -> None:
-    good(path, {"target_logprob": [-1.0] * 5})
-    forgery = Forgery(path)
-    forgery.put("target_logprob", F32, [-1, np.nan, -np.inf, 3, -1])
     forgery.seal()
 
 

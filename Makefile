@@ -1,0 +1,50 @@
+# Everything runs in .venv, which each target makes when it is missing. Nothing but Python 3.11 with pip is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject.toml)
+LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+WORKERS ?= 2
+
+.PHONY: demo test test-slow lint format bench build clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(foreach wheel,$(TEST_WHEELS),'$(wheel)')
+	touch $@
+
+.venv/linted: .venv/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(foreach wheel,$(LINT_WHEELS),'$(wheel)')
+	touch $@
+
+demo: .venv/installed  ## convert a small real capture, check it, and show what the teacher expects
+	$(BIN)/logitstore demo
+
+test: .venv/tested  ## all tests but the exhaustive ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: .venv/tested  ## every bit and every length of a shard and its manifest
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: .venv/linted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/linted
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed  ## figures of the README, on real rows; one core
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/format.py
+
+build: .venv/installed  ## wheel and sdist into dist/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

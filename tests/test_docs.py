@@ -1,0 +1,64 @@
+"""The README's code runs, and its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_longest_example_distils(tmp_path, monkeypatch):
+    """Run as it stands, with two small models; the student comes closer to the teacher."""
+    torch = pytest.importorskip("torch", reason="the README's example trains with torch")
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 200)
+
+        def forward(self, tokens):
+            return type("Output", (), {"logits": self.head(self.embed(tokens))})
+
+    torch.manual_seed(0)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    texts = [torch.randint(0, 50, (30,)).tolist() for _ in range(300)]
+    names = {"teacher": Model(), "student": Model(), "texts": texts, "losses": losses}
+    exec(code.replace("    loss.backward()", "    losses.append(loss.item())\n    loss.backward()"), names)
+    assert len(losses) == 300
+    assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
+
+
+def test_every_command_of_the_readme_exists():
+    for line in re.findall(r"^\$ (.*)$", README, re.MULTILINE):
+        program, command = line.split()[:2]
+        if program == "make":
+            assert f"\n{command}:" in (ROOT / "Makefile").read_text()
+            continue
+        words = [word for word in line.split() if word.startswith("--")]
+        done = subprocess.run(
+            [sys.executable, "-m", "logitstore_cli", command, "--help"], capture_output=True, text=True, check=True
+        )
+        for word in words:
+            assert word in done.stdout
+
+
+def test_links_inside_the_repository_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "spec" / "README.md", ROOT / "spec" / "bad" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), (page, target)
+
+
+def test_every_importer_is_in_the_readme():
+    from logitstore.convert import importers
+
+    for name in importers():
+        assert f"| `{name}` |" in README
