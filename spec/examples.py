@@ -33,7 +33,7 @@ def examples() -> str:
     ids = np.array([7, 4, 9, 5, 7], np.uint32)
     logprobs = np.array([-0.5, -1.25, -3.0, -0.0625, -4.0], np.float32)
     order = token_order(ids, tokens)
-    code = id_encoder(order)
+    code = id_encoder(order, 9)
     out = "Three positions, tokens 2, 7, 5. Position 0 has the candidates 7 (-0.5), 4 (-1.25), 9 (-3.0); position 1\n"
     out += (
         "has none; position 2 has 5 (-0.0625), 7 (-4.0). In this chunk the ids 5 and 7 occur twice or more: 7 three\n"

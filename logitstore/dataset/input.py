@@ -5,7 +5,7 @@ Candidates are sorted by the logprob given, equal ones by id; then cut; rounding
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -52,7 +52,7 @@ class Candidates:
     """
 
     count: NDArray[np.uint32]
-    ids: NDArray[np.int64]
+    ids: NDArray[Any]
     logprobs: NDArray[np.float32]
     logits: NDArray[np.float32] | None = None
 
@@ -159,24 +159,21 @@ def order_candidates(
     Raises:
         InvalidInputError: naming position and value.
     """
-    given = Candidates(count, ids.astype(np.int64), logprobs.astype(np.float32))
-    if bool(np.isnan(given.logprobs).any()):
-        raise _at(given, np.isnan(given.logprobs), "is NaN")
-    given = given.keep(~np.isneginf(given.logprobs))
-    if len(given.ids) == 0:
+    given = Candidates(count, ids, logprobs.astype(np.float32))
+    if len(ids) == 0:
         return given
-    if float(given.logprobs.max()) > PROBABILITY_SLACK:
-        raise _at(
-            given,
-            given.logprobs > PROBABILITY_SLACK,
-            "is above 0: not a logprob (a logit, or a probability?)",
-        )
-    check_ids(given, width)
-    return sort_candidates(given)
+    highest, lowest = float(given.logprobs.max()), float(given.logprobs.min())
+    if np.isnan(highest):
+        raise _at(given, np.isnan(given.logprobs), "is NaN")
+    if highest > PROBABILITY_SLACK:
+        raise _at(given, given.logprobs > PROBABILITY_SLACK, "is above 0: not a logprob (a logit, or a probability?)")
+    if lowest == -np.inf:
+        given = given.keep(given.logprobs > -np.inf)
+    return sort_candidates(check_ids(given, width)) if len(given.ids) else given
 
 
-def check_ids(given: Candidates, width: int | None) -> None:
-    """Refuse ids out of range, and an id twice at one position.
+def check_ids(given: Candidates, width: int | None) -> Candidates:
+    """Refuse ids out of range, and an id twice at one position; the same candidates with ids of int32.
 
     Raises:
         InvalidInputError: naming position and id.
@@ -185,43 +182,60 @@ def check_ids(given: Candidates, width: int | None) -> None:
     if int(given.ids.min()) < 0 or int(given.ids.max()) >= limit:
         where = "below 2^31" if width is None else f"below the logit width {width}"
         raise _at(given, (given.ids < 0) | (given.ids >= limit), f"is not at least 0 and {where}", ids=True)
+    given = replace(given, ids=given.ids.astype(np.int32))
     if k := ragged.uniform(given.count):
         ordered = np.sort(given.ids.reshape(-1, k), axis=1)
         twice = ordered[:, 1:] == ordered[:, :-1]
         if bool(twice.any()):
             at = np.argwhere(twice)[0]
             raise InvalidInputError(f"position {at[0]}: the id {ordered[at[0], at[1]]} stands there twice")
-        return
+        return given
     row = ragged.rows(given.count)
     place = np.lexsort((given.ids, row))
     twice = (np.diff(given.ids[place]) == 0) & (np.diff(row) == 0)
     if bool(twice.any()):
         at = np.flatnonzero(twice)[0]
         raise InvalidInputError(f"position {row[at]}: the id {given.ids[place][at]} stands there twice")
+    return given
 
 
 def sort_candidates(given: Candidates) -> Candidates:
     """Best first at each position, equal ones by id."""
-    inner = ~ragged.firsts(given.count)[1:]
-    rise = np.diff(given.logprobs)
-    wrong = inner & ((rise > 0) | ((rise == 0) & (np.diff(given.ids) < 0)))
-    if not bool(wrong.any()):
+    before, after = given.logprobs[:-1], given.logprobs[1:]
+    suspect = np.flatnonzero(after >= before)  # few: where rows begin, and ties
+    rises = (after[suspect] > before[suspect]) | (given.ids[suspect + 1] < given.ids[suspect])
+    wrong = suspect[rises & ~ragged.firsts(given.count)[suspect + 1]]
+    if len(wrong) == 0:
         return given
     row = ragged.rows(given.count)
     # Engines sort already; only the positions that are not in order are sorted, most often for ties.
     mixed = np.zeros(len(given.count), np.bool_)
-    mixed[row[1:][wrong]] = True
+    mixed[row[wrong]] = True
     at = np.flatnonzero(mixed[row])
     place = np.arange(len(row))
     place[at] = at[np.lexsort((given.ids[at], -given.logprobs[at], row[at]))]
     return Candidates(given.count, given.ids[place], given.logprobs[place])
 
 
-def cut_candidates(given: Candidates, cut: Cut) -> tuple[Candidates, NDArray[np.float64], NDArray[np.float64]]:
-    """Keep the best candidates.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Candidates after cutting.
 
-    Returns:
-        (those kept, their probability at each position float64 [T], the probability given before cutting [T]).
+    Attributes:
+        candidates: those that are kept.
+        probability: of each, float64 [N].
+        mass: of those kept at each position, float64 [T].
+        given_mass: of those given at each position, float64 [T].
+    """
+
+    candidates: Candidates
+    probability: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    given_mass: NDArray[np.float64]
+
+
+def cut_candidates(given: Candidates, cut: Cut) -> Kept:
+    """Keep the best candidates.
 
     Raises:
         InvalidInputError: the probabilities at a position sum to more than 1 + 1e-4.
@@ -235,7 +249,7 @@ def cut_candidates(given: Candidates, cut: Cut) -> tuple[Candidates, NDArray[np.
             f"(or the candidates) sum to at most 1"
         )
     if cut.top_k is None and cut.top_p is None:
-        return given, sums, sums
+        return Kept(given, probability, sums, sums)
     rank = ragged.ranks(given.count)
     mask = np.ones(len(rank), np.bool_) if cut.top_k is None else rank < cut.top_k
     if cut.top_p is not None:
@@ -243,39 +257,38 @@ def cut_candidates(given: Candidates, cut: Cut) -> tuple[Candidates, NDArray[np.
         before -= ragged.spread(before[ragged.firsts(given.count)], given.count[given.count > 0])
         mask &= (before < cut.top_p) | (rank < cut.min_k)
     kept = given.keep(mask)
-    return kept, ragged.row_sums(probability[mask], kept.count), sums
+    probability = probability[mask]
+    return Kept(kept, probability, ragged.row_sums(probability, kept.count), sums)
 
 
-def tail_of(
-    tail: ArrayLike | None, count: NDArray[np.uint32], kept: NDArray[np.float64], given: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def tail_of(tail: ArrayLike | None, kept: Kept) -> NDArray[np.float64]:
     """Log of the probability that the kept candidates do not cover, float64 [T], NaN where there is none.
 
     Args:
         tail: as given by the caller for the candidates before cutting, or None to derive it.
-        count: candidates kept [T].
-        kept: their probability [T].
-        given: the probability of those that were given [T].
+        kept: the candidates kept.
 
     Raises:
         InvalidInputError: a given tail is above 0, or does not fit its candidates.
     """
+    empty = kept.candidates.count == 0
     if tail is None:
         with np.errstate(divide="ignore"):
-            derived = np.log1p(-np.minimum(kept, 1.0))
-        derived[count == 0] = np.nan
+            derived = np.log1p(-np.minimum(kept.mass, 1.0))
+        derived[empty] = np.nan
         return derived
-    array = as_floats("tail", tail, len(count)).astype(np.float64)
-    over = np.exp(array) + given > 1 + PROBABILITY_SLACK
+    array = as_floats("tail", tail, len(empty)).astype(np.float64)
+    over = np.exp(array) + kept.given_mass > 1 + PROBABILITY_SLACK
     if bool(over.any()):
         at = int(np.flatnonzero(over)[0])
         raise InvalidInputError(
-            f"position {at}: the candidates' probability {given[at]:.6f} and the tail's {np.exp(array[at]):.6f} sum "
-            f"to more than 1; the tail is the log of the probability that the candidates do not cover"
+            f"position {at}: the candidates' probability {kept.given_mass[at]:.6f} and the tail's "
+            f"{np.exp(array[at]):.6f} sum to more than 1; the tail is the log of the probability that the candidates "
+            f"do not cover"
         )
-    array[count == 0] = np.nan
+    array[empty] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # log 0 is what it should be
-        return np.logaddexp(array, np.log(np.maximum(given - kept, 0.0)))
+        return np.logaddexp(array, np.log(np.maximum(kept.given_mass - kept.mass, 0.0)))
 
 
 def as_floats(name: str, values: ArrayLike, positions: int) -> NDArray[np.float32]:
@@ -357,10 +370,10 @@ def order_draws(
     if len(draws) and int(draws.min()) < 0:
         raise InvalidInputError(f"a candidate has {int(draws.min())} draws")
     drawn = draws > 0
-    given = Candidates(count, ids.astype(np.int64), draws.astype(np.float32)).keep(drawn)
+    given = Candidates(count, ids, draws.astype(np.float32)).keep(drawn)
     draws = draws[drawn].astype(np.int64)
     if len(draws):
-        check_ids(given, width)
+        given = check_ids(given, width)
     totals = np.asarray(n)
     if totals.dtype.kind not in "iu" or totals.shape not in ((), count.shape):
         raise InvalidInputError("n is one integer, or one a position")

@@ -71,7 +71,7 @@ def reduce_logits(tokens: NDArray[np.uint32], logits: ArrayLike, top_k: int) -> 
     )
 
 
-_FLAT: Final = (("ids", np.int64), ("logprobs", np.float32), ("logits", np.float32))
+_FLAT: Final = (("ids", np.int32), ("logprobs", np.float32), ("logits", np.float32))
 
 
 def _join(rows: list[dict[str, Any]], name: str, dtype: type) -> NDArray[Any]:

@@ -24,6 +24,7 @@ from logitstore.io import MappedFile, read_limited
 from logitstore.limits import MANIFEST_BYTES
 from logitstore.schema import Manifest, ShardInfo, parse_manifest
 from logitstore.schema.manifest import MANIFEST_NAME
+from logitstore.shard.chunk import Chunk
 from logitstore.shard.reader import Shard
 from logitstore.shard.sequence import DEFAULT_COLUMNS, SEQUENCE_COLUMNS, Sequence
 from logitstore.tokenizer import Tokenizer
@@ -82,9 +83,10 @@ class Shards:
         self.infos = infos
         self.manifest = manifest
         self._open: dict[int, Shard] = {}
+        self._last: tuple[int, int, Chunk] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a mapping belongs to its process
+        return {**self.__dict__, "_open": {}, "_last": None}  # a mapping belongs to its process
 
     def __getitem__(self, number: int) -> Shard:
         """One shard.
@@ -102,6 +104,15 @@ class Shards:
                     self._open.pop(next(iter(self._open)), None)
             self._open[number] = shard
         return shard
+
+    def chunk(self, number: int, chunk: int) -> Chunk:
+        """One chunk of a shard; the last one is remembered, for rows that are read one after another."""
+        last = self._last
+        if last is not None and last[:2] == (number, chunk):
+            return last[2]
+        read = self[number].chunk(chunk)
+        self._last = (number, chunk, read)
+        return read
 
 
 def open_shard(root: Path, info: ShardInfo, manifest: Manifest) -> Shard:
@@ -218,12 +229,16 @@ class Dataset:
         number, place = self._locate(row)
         shard = self._shards[number]
         chunk, place = shard.locate(place)
-        return self._decode(number, chunk, place)
+        return next(self._decode(number, chunk, [place]))
 
     def __iter__(self) -> Iterator[Sequence]:
-        """All sequences in order; each chunk is read once."""
-        for chunk in self.chunks():
-            yield from chunk
+        """All sequences in order, decoded one by one; each chunk is read once.
+
+        Raises:
+            CorruptDataError: a chunk's bytes are not what was written.
+        """
+        for number, chunk, places in self._runs():
+            yield from self._decode(number, chunk, places)
 
     def chunks(self) -> Iterator[list[Sequence]]:
         """The sequences chunk by chunk, decoded; memory in proportion to one chunk.
@@ -231,18 +246,8 @@ class Dataset:
         Raises:
             CorruptDataError: a chunk's bytes are not what was written.
         """
-        here: tuple[int, int] | None = None
-        batch: list[int] = []
-        for row in self._rows:
-            number, place = self._locate(row)
-            chunk, place = self._shards[number].locate(place)
-            if here not in (None, (number, chunk)):
-                yield self._decode_many(*here, batch)
-                batch = []
-            here = (number, chunk)
-            batch.append(place)
-        if here is not None:
-            yield self._decode_many(*here, batch)
+        for number, chunk, places in self._runs():
+            yield list(self._decode(number, chunk, places))
 
     def by_id(self, sequence_id: str) -> Sequence:
         """The sequence with this id.
@@ -255,7 +260,7 @@ class Dataset:
             row = self._shards[number].find(sequence_id)
             if row is not None and row + self._starts[number] in self._rows:
                 chunk, place = self._shards[number].locate(row)
-                return self._decode(number, chunk, place)
+                return next(self._decode(number, chunk, [place]))
         raise SequenceNotFoundError(f"no sequence has the id {sequence_id!r} in {self._root}")
 
     def split(self, name: str) -> Dataset:
@@ -302,14 +307,27 @@ class Dataset:
         number = bisect_right(self._starts, row) - 1
         return number, row - self._starts[number]
 
-    def _decode(self, number: int, chunk: int, place: int) -> Sequence:
-        return self._decode_many(number, chunk, [place])[0]
+    def _runs(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(shard, chunk, rows in the chunk) of the rows of this view, in order."""
+        here = (-1, -1)
+        places: list[int] = []
+        for row in self._rows:
+            number, place = self._locate(row)
+            chunk, place = self._shards[number].locate(place)
+            if here != (number, chunk):
+                if places:
+                    yield *here, places
+                here, places = (number, chunk), []
+            places.append(place)
+        if places:
+            yield *here, places
 
-    def _decode_many(self, number: int, chunk: int, places: list[int]) -> list[Sequence]:
-        shard = self._shards[number]
-        read = shard.chunk(chunk)
+    def _decode(self, number: int, chunk: int, places: list[int]) -> Iterator[Sequence]:
+        read = self._shards.chunk(number, chunk)
         try:
-            return [read.sequence(place, self._columns) for place in places]
+            for place in places:
+                yield read.sequence(place, self._columns)
         except CorruptDataError as error:
+            shard = self._shards[number]
             offset = int(shard.index["offset"][chunk])
             raise error.at(path=shard.path, chunk=chunk, offset=offset) from error

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.dataset.input import Candidates
+from logitstore.dataset.input import Kept
 from logitstore.encoding import ragged
-from logitstore.encoding.values import Encoding, Values, decode_values
+from logitstore.encoding.values import Values
 
 
 @dataclass(slots=True)
@@ -61,20 +61,15 @@ class Summary:
         for column in columns:
             self.columns[column] = self.columns.get(column, 0) + 1
 
-    def measure(self, given: Candidates, values: Values, resolution: float) -> None:
-        """Measure what decoding will give against what was given."""
-        if len(given.ids) == 0 or values.encoding is Encoding.FLOAT32:
-            self.kl_positions += int(np.count_nonzero(given.count))
+    def measure(self, kept: Kept, values: Values) -> None:
+        """Measure what rounding cost."""
+        count = kept.candidates.count
+        present = count > 0
+        self.kl_positions += int(np.count_nonzero(present))
+        if values.error is None or len(values.error) == 0:
             return
-        decoded = decode_values(values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp)
-        error = given.logprobs - decoded
-        self.max_error = max(self.max_error, float(np.abs(error).max()))
-        weight = np.exp(given.logprobs)
-        mass = ragged.row_sums(weight, given.count)
-        decoded_mass = ragged.row_sums(np.exp(decoded), given.count)
-        shift = ragged.row_sums(weight * error, given.count)
-        present = given.count > 0
+        self.max_error = max(self.max_error, float(values.error.max()), -float(values.error.min()))
         # sum p (log p - log q), p and q renormalised: the weighted error, and the change of the normaliser.
-        kl = shift[present] / mass[present] + np.log(decoded_mass[present] / mass[present])
-        self.kl_sum += float(kl.sum())
-        self.kl_positions += len(kl)
+        shift = ragged.row_dots(kept.probability, values.error, count)[present] / kept.mass[present]
+        moved = ragged.row_dots(kept.probability, np.exp(-values.error), count)[present] / kept.mass[present]
+        self.kl_sum += float((shift + np.log(moved)).sum())

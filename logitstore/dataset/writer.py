@@ -317,24 +317,24 @@ class Writer:
         columns: dict[str, Any],
     ) -> None:
         """Cut, derive the tail, and encode the values."""
-        kept, mass, given_mass = checked.cut_candidates(given, self._settings.cut)
+        cut = checked.cut_candidates(given, self._settings.cut)
+        kept = cut.candidates
         if self._settings.normalised == "vocabulary":
-            optional["tail"] = encode_tail(checked.tail_of(tail, kept.count, mass, given_mass))
+            optional["tail"] = encode_tail(checked.tail_of(tail, cut))
         elif tail is not None:
             raise InvalidInputError("a tail was given, but there is none where normalised='candidates'")
-        logsumexp = optional.get("logsumexp")
         values = encode_values(
             kept.logprobs,
             kept.count,
             self._settings.values,
             self._settings.resolution,
-            logsumexp=logsumexp,
+            logsumexp=optional.get("logsumexp"),
             logits=kept.logits,
         )
         if values.logsumexp is not None:
             optional["logsumexp"] = values.logsumexp
-        self.summary.measure(kept, values, self._settings.resolution)
         self._append(name, tokens, kept.count, kept.ids.astype(np.uint32), values, optional, columns)
+        self.summary.measure(cut, values)
 
     def _append(
         self,

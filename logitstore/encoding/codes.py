@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from logitstore.errors import CorruptDataError
 from logitstore.limits import ID_LIMIT, ORDER_LIMIT
 
+_ID_BITS = 31
+
 DENSE_LIMIT = 2**22
 """Ids below this are counted and looked up in tables of this length; others by sorting and searching."""
 
@@ -36,33 +38,28 @@ def token_order(*arrays: NDArray[Any]) -> NDArray[np.uint32]:
     else:
         ids, times = np.unique(ids, return_counts=True)
         ids, times = ids[times >= 2], times[times >= 2]
-    # A stable sort of ascending ids by falling frequency leaves ties in the order of ids.
-    return ids[np.argsort(-times, kind="stable")[:ORDER_LIMIT]].astype(np.uint32)
+    # Falling frequency and rising id in one number: sorting plain integers is several times as fast as by keys.
+    keys = (-times.astype(np.int64) << _ID_BITS) | ids
+    return (np.sort(keys)[:ORDER_LIMIT] & (ID_LIMIT - 1)).astype(np.uint32)
 
 
-def id_encoder(order: NDArray[np.uint32]) -> Callable[[NDArray[Any]], NDArray[np.uint32]]:
+def id_encoder(order: NDArray[np.uint32], highest: int) -> Callable[[NDArray[Any]], NDArray[np.uint32]]:
     """The function that turns ids into codes: an id's place in the order, or M' + id when it is not in it.
 
     Args:
         order: uint32 [M'].
+        highest: no id is above it.
 
     Returns:
-        A function from integers in [0, 2^31) [n] to uint32 [n].
+        A function from integers in [0, highest] [n] to uint32 [n].
     """
     places = np.uint32(len(order))
+    if highest < DENSE_LIMIT:
+        table = np.arange(len(order), len(order) + highest + 1, dtype=np.uint32)
+        table[order] = np.arange(len(order), dtype=np.uint32)
+        return table.take
     if len(order) == 0:
         return lambda ids: ids.astype(np.uint32)
-    highest = int(order.max())
-    if highest < DENSE_LIMIT:
-        # Ids above the highest in the order are clipped to the last entry, which says "not in it".
-        table = np.full(highest + 2, places, np.uint16)
-        table[order] = np.arange(len(order), dtype=np.uint16)
-
-        def look_up(ids: NDArray[Any]) -> NDArray[np.uint32]:
-            place = table.take(ids, mode="clip").astype(np.uint32)
-            return np.where(place < places, place, ids.astype(np.uint32) + places)
-
-        return look_up
     by_id = np.argsort(order).astype(np.uint32)
     ordered = order[by_id]
 

@@ -31,6 +31,19 @@ def decode_ids(codes: NDArray[np.uint32], order: NDArray[np.uint32]) -> NDArray[
     return np.where(codes < places, order.take(codes, mode="clip"), codes - places)
 
 
+def id_table(order: NDArray[np.uint32], width: int) -> NDArray[np.int32]:
+    """That table itself, for ids below the logit width: one gather a sequence, where a chunk has many sequences.
+
+    Args:
+        order: uint32 [M'].
+        width: the logit width.
+
+    Returns:
+        int32 [M' + width], the id of each code.
+    """
+    return np.concatenate([order.view(np.int32), np.arange(width, dtype=np.int32)])
+
+
 def decode_grid(
     top: NDArray[np.float32], gaps: NDArray[Any], count: NDArray[Any], resolution: float
 ) -> NDArray[np.float32]:
@@ -45,8 +58,8 @@ def decode_grid(
     Returns:
         float32 [N].
     """
-    # Below 2^24 steps, the product is exact in float32.
-    logprobs = np.multiply(ragged.running_sums(gaps, count).view(np.int32), np.float32(-resolution), dtype=np.float32)
+    logprobs = ragged.running_sums(gaps, count).view(np.int32).astype(np.float32)
+    logprobs *= np.float32(-resolution)  # exact below 2^24 steps
     return _add_to_rows(logprobs, top, count)
 
 

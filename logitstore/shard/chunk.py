@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from logitstore.encoding import ragged
 from logitstore.encoding.cells import CellDecoder, encode_cell
 from logitstore.encoding.codes import id_encoder, token_order
-from logitstore.encoding.decode import decode_ids
+from logitstore.encoding.decode import decode_ids, id_table
 from logitstore.encoding.values import (
     CELL_TYPES,
     Encoding,
@@ -32,6 +33,8 @@ from logitstore.errors import CorruptDataError
 from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
 from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
 from logitstore.shard.sequence import Sequence
+
+_TABLE_LIMIT: Final = 2**20  # above this width, tables of ids take more memory than a chunk
 
 _U16: Final = np.dtype(np.uint16)
 _U32: Final = np.dtype(np.uint32)
@@ -128,8 +131,9 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     Returns:
         The encapsulated message's bytes.
     """
-    order = token_order(*(s.ids for s in sequences), *(s.tokens for s in sequences))
-    encode_ids = id_encoder(order)
+    ids = [array for s in sequences for array in (s.ids, s.tokens)]
+    order = token_order(*ids)
+    encode_ids = id_encoder(order, max((int(array.max()) for array in ids if len(array)), default=0))
     rows = [_encode_row(sequence, encode_ids) for sequence in sequences]
     arrays = [
         pa.array([s.id for s in sequences], pa.utf8()),
@@ -169,6 +173,17 @@ class Chunk:
         self.batch = batch
         self.header = header
         self.order = _decode_order(info, header)
+        self._decoded_before = False
+
+    @functools.cached_property
+    def _table(self) -> NDArray[np.int32]:
+        return id_table(self.order, self.header.logit_width or 0)
+
+    def table(self) -> NDArray[np.int32] | None:
+        """The id of every code, from the second sequence on: for a single one it costs more than it saves."""
+        width = self.header.logit_width
+        first, self._decoded_before = not self._decoded_before, True
+        return None if first or width is None or width > _TABLE_LIMIT else self._table
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -255,6 +270,16 @@ class _Row:
             raise CorruptDataError(f"the column {name} holds the id {int(ids.max())}, limit {limit}", code="id-range")
         return ids
 
+    def candidate_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
+        table = self.chunk.table()
+        if table is None:
+            return self.ids("ids", codes, self.chunk.header.logit_width or ID_LIMIT).view(np.int32)
+        try:
+            return table.take(codes)
+        except IndexError:
+            width = self.chunk.header.logit_width
+            raise CorruptDataError(f"a candidate's id is not below the logit width {width}", code="id-range") from None
+
     def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
         count = self.cell("count", self.length, _U32)
         offsets = ragged.offsets(count)
@@ -266,7 +291,7 @@ class _Row:
         if columns & {"ids"} or (sampled and columns & {"logprobs", "draws"}):
             codes = self.cell("ids", total, _U32)
             codes = decode_draw_codes(codes, count) if sampled else codes
-            fields["ids"] = self.ids("ids", codes, self.chunk.header.logit_width or ID_LIMIT).view(np.int32)
+            fields["ids"] = self.candidate_ids(codes)
         if sampled:
             fields |= self.draws(fields, total)
         elif columns & {"logprobs", "draws", "logits"}:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -58,7 +60,7 @@ class Shard:
         self.tail_digest = end.slice(length - 24, 16).to_pybytes().hex()
         index_bytes = self.tail.chunks * INDEX_DTYPE.itemsize
         self.index = read_index(self._part(end, self.tail.index_offset, index_bytes).to_pybytes(), self.tail)
-        self.starts = np.concatenate([[0], np.cumsum(self.index["sequences"], dtype=np.int64)])
+        self.starts = [0, *accumulate(self.index["sequences"].tolist())]
         self.schema, self.header = self._read_schema()
 
     def _part(self, end: pa.Buffer, offset: int, length: int) -> pa.Buffer:
@@ -143,8 +145,8 @@ class Shard:
 
     def locate(self, row: int) -> tuple[int, int]:
         """(chunk, row in the chunk) of a row of the shard."""
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return number, row - int(self.starts[number])
+        number = bisect_right(self.starts, row) - 1
+        return number, row - self.starts[number]
 
     @functools.cached_property
     def hashes(self) -> NDArray[np.uint64]:

@@ -102,7 +102,7 @@ class Sequence:
     def dense(
         self, k: int, fill_id: int = 0, fill_logprob: float = -np.inf
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best k candidates of each position as a rectangle.
+        """The best k candidates of each position as a rectangle; logprobs may be a view of the sequence's own.
 
         Args:
             k: width; positions with more candidates lose the last ones, others are filled up.
@@ -113,7 +113,7 @@ class Sequence:
             (ids int64 [T, k], logprobs float32 [T, k]).
         """
         if k > 0 and ragged.uniform(self.count) == k:
-            return self.ids.reshape(-1, k).astype(np.int64), self.logprobs.reshape(-1, k).copy()
+            return self.ids.reshape(-1, k).astype(np.int64), self.logprobs.reshape(-1, k)
         ids = np.full((len(self.count), k), fill_id, np.int64)
         logprobs = np.full((len(self.count), k), fill_logprob, np.float32)
         rank = ragged.ranks(self.count)

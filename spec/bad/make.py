@@ -151,7 +151,7 @@ def seal_manifest(path: Path, change: Callable[[Fields], None] = lambda _: None)
         }
     sum_up(fields)
     change(fields)
-    write_manifest(path, json.dumps(fields, indent=1).removesuffix("\n}").encode())
+    write_manifest(path, json.dumps(fields).removesuffix("}").encode())
 
 
 def sum_up(fields: Fields) -> None:
