@@ -219,17 +219,9 @@ def sort_candidates(given: Candidates) -> Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Candidates after cutting.
-
-    Attributes:
-        candidates: those that are kept.
-        probability: of each, float64 [N].
-        mass: of those kept at each position, float64 [T].
-        given_mass: of those given at each position, float64 [T].
-    """
+    """Candidates after cutting, and the probability at each position: of those kept, and of those given (float64 [T])."""
 
     candidates: Candidates
-    probability: NDArray[np.float64]
     mass: NDArray[np.float64]
     given_mass: NDArray[np.float64]
 
@@ -249,7 +241,7 @@ def cut_candidates(given: Candidates, cut: Cut) -> Kept:
             f"(or the candidates) sum to at most 1"
         )
     if cut.top_k is None and cut.top_p is None:
-        return Kept(given, probability, sums, sums)
+        return Kept(given, sums, sums)
     rank = ragged.ranks(given.count)
     mask = np.ones(len(rank), np.bool_) if cut.top_k is None else rank < cut.top_k
     if cut.top_p is not None:
@@ -257,8 +249,7 @@ def cut_candidates(given: Candidates, cut: Cut) -> Kept:
         before -= ragged.spread(before[ragged.firsts(given.count)], given.count[given.count > 0])
         mask &= (before < cut.top_p) | (rank < cut.min_k)
     kept = given.keep(mask)
-    probability = probability[mask]
-    return Kept(kept, probability, ragged.row_sums(probability, kept.count), sums)
+    return Kept(kept, ragged.row_sums(probability[mask], kept.count), sums)
 
 
 def tail_of(tail: ArrayLike | None, kept: Kept) -> NDArray[np.float64]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.dataset.input import Kept
+from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
-from logitstore.encoding.values import Values
+from logitstore.encoding.values import Encoding, Values, decode_values, sample_rows
+
+MEASURED: Final = 8
+"""What rounding cost is measured at one position of so many: decoding all of them would slow writing down."""
 
 
 @dataclass(slots=True)
@@ -24,8 +28,8 @@ class Summary:
         encodings: sequences under each encoding.
         columns: sequences that have each optional column.
         highest_id: highest candidate id, -1 where there are none.
-        max_error: largest difference of a decoded logprob to the one given, nats.
-        kl_sum: sum of KL(given ‖ decoded) over positions, both renormalised over the candidates, nats.
+        max_error: largest difference of a decoded logprob to the one given, nats, at every 8th position.
+        kl_sum: sum of KL(given ‖ decoded) over those positions, both renormalised over the candidates, nats.
         kl_positions: positions in that sum.
     """
 
@@ -61,15 +65,22 @@ class Summary:
         for column in columns:
             self.columns[column] = self.columns.get(column, 0) + 1
 
-    def measure(self, kept: Kept, values: Values) -> None:
-        """Measure what rounding cost."""
-        count = kept.candidates.count
-        present = count > 0
-        self.kl_positions += int(np.count_nonzero(present))
-        if values.error is None or len(values.error) == 0:
+    def measure(self, given: Candidates, values: Values, resolution: float) -> None:
+        """Measure what rounding cost, by decoding every 8th position."""
+        rows = np.arange(0, len(given.count), MEASURED)
+        count = given.count[rows]
+        self.kl_positions += int(np.count_nonzero(count))
+        if values.encoding is Encoding.FLOAT32 or not count.any():
             return
-        self.max_error = max(self.max_error, float(values.error.max()), -float(values.error.min()))
+        sample = sample_rows(values, given.count, rows)
+        decoded = decode_values(sample.encoding, sample.top, sample.gaps, count, resolution, sample.logsumexp)
+        exact = ragged.select(given.logprobs, given.count, rows).astype(np.float64)
+        error = exact - decoded
+        self.max_error = max(self.max_error, float(np.abs(error).max()))
+        weight = np.exp(exact)
+        present = count > 0
+        mass = ragged.row_sums(weight, count)[present]
         # sum p (log p - log q), p and q renormalised: the weighted error, and the change of the normaliser.
-        shift = ragged.row_dots(kept.probability, values.error, count)[present] / kept.mass[present]
-        moved = ragged.row_dots(kept.probability, np.exp(-values.error), count)[present] / kept.mass[present]
+        shift = ragged.row_sums(weight * error, count)[present] / mass
+        moved = ragged.row_sums(weight * np.exp(-error), count)[present] / mass
         self.kl_sum += float((shift + np.log(moved)).sum())

@@ -334,7 +334,7 @@ class Writer:
         if values.logsumexp is not None:
             optional["logsumexp"] = values.logsumexp
         self._append(name, tokens, kept.count, kept.ids.astype(np.uint32), values, optional, columns)
-        self.summary.measure(cut, values)
+        self.summary.measure(kept, values, self._settings.resolution)
 
     def _append(
         self,

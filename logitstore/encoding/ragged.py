@@ -53,11 +53,10 @@ def row_sums(values: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
     return sums
 
 
-def row_dots(a: NDArray[Any], b: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
-    """The dot product of each row of two arrays, 0 for empty ones: float64 [rows]."""
-    if k := uniform(count):
-        return np.asarray(np.einsum("ij,ij->i", a.reshape(-1, k), b.reshape(-1, k), dtype=np.float64))
-    return row_sums(a * b, count)
+def select(values: NDArray[Any], count: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The values of some rows alone, one row after the other."""
+    chosen = count[rows].astype(np.int64)
+    return values[ranks(chosen) + np.repeat(offsets(count)[rows], chosen)]
 
 
 def ranks(count: NDArray[Any]) -> NDArray[np.int64]:

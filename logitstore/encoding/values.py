@@ -6,7 +6,7 @@ Each is written and read here, side by side. The encoding is chosen for each seq
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -69,14 +69,12 @@ class Values:
         top: [P] one for each position with candidates.
         gaps: [N - P].
         logsumexp: float32 [T] that the encoding needs (bfloat16), NaN where there are no candidates; else None.
-        error: logprob given minus logprob stored, float32 [N]; None where both are the same.
     """
 
     encoding: Encoding
     top: NDArray[Any]
     gaps: NDArray[Any]
     logsumexp: NDArray[np.float32] | None = None
-    error: NDArray[np.float32] | None = None
 
 
 def encode_values(
@@ -106,7 +104,7 @@ def encode_values(
     if values in ("auto", "bfloat16"):
         found = _bfloat16_logits(logprobs, count, logsumexp, logits, search=values == "bfloat16")
         if found is not None:
-            return _encode_bfloat16(logprobs, *found, count)
+            return _encode_bfloat16(*found, count)
         if values == "bfloat16":
             raise InvalidInputError(
                 "these values are not those of bfloat16 logits: no bfloat16 best logit fits every candidate of every "
@@ -116,8 +114,7 @@ def encode_values(
         return _encode_float16(logprobs, count)
     if values == "float32":
         return _encode_float32(logprobs, count)
-    exact = _steps(logprobs, count, resolution)
-    steps = np.rint(exact)
+    steps = _steps(logprobs, count, resolution)
     highest = float(steps.max())
     if highest >= GRID_STEPS:
         if values == "auto":
@@ -126,13 +123,12 @@ def encode_values(
             f"a candidate is {highest * resolution:.6g} nats below the best one, more than {GRID_STEPS} steps of "
             f"{resolution:g}; use values='float32' or 'auto', a coarser resolution, or leave such candidates out"
         )
-    gaps = ragged.differences(steps, count)
-    wide = len(gaps) > 0 and float(gaps.max()) > 0xFFFF
+    gaps = ragged.differences(steps.astype(np.int32), count)
+    wide = len(gaps) > 0 and int(gaps.max()) > 0xFFFF
     return Values(
         Encoding.GRID_WIDE if wide else Encoding.GRID,
         logprobs[ragged.firsts(count)],
         gaps.astype(np.uint32 if wide else np.uint16),
-        error=((steps - exact) * resolution).astype(np.float32),
     )
 
 
@@ -160,6 +156,17 @@ def decode_values(
     if logsumexp is None or not bool(np.isfinite(logsumexp[present]).all()):
         raise CorruptDataError("bfloat16 logits without their logsumexp", code="cell")
     return decode.logits_to_logprobs(bits, logsumexp[present], count[present])
+
+
+def sample_rows(values: Values, count: NDArray[Any], rows: NDArray[np.int64]) -> Values:
+    """The values of some positions alone, for any encoding but `draws`."""
+    present = count > 0
+    return Values(
+        values.encoding,
+        ragged.select(values.top, present, rows),
+        ragged.select(values.gaps, count - present, rows),
+        None if values.logsumexp is None else values.logsumexp[rows],
+    )
 
 
 def decode_logits(top: NDArray[np.uint16], gaps: NDArray[np.uint16], count: NDArray[Any]) -> NDArray[np.float32]:
@@ -218,7 +225,7 @@ def by_draws(ids: NDArray[Any], draws: NDArray[Any], count: NDArray[Any]) -> NDA
 
 
 def _steps(logprobs: NDArray[np.float32], count: NDArray[Any], resolution: float) -> NDArray[np.float64]:
-    """How far each candidate is below the best of its position, in steps, not rounded."""
+    """How far each candidate is below the best of its position, in whole steps, as float64."""
     steps = logprobs.astype(np.float64)
     if k := ragged.uniform(count):
         matrix = steps.reshape(-1, k)
@@ -226,7 +233,7 @@ def _steps(logprobs: NDArray[np.float32], count: NDArray[Any], resolution: float
     else:
         steps = ragged.spread(steps[ragged.firsts(count)], count[count > 0]) - steps
     steps *= 1 / resolution  # exact: a power of two
-    return steps
+    return np.rint(steps, out=steps)
 
 
 def _bfloat16_logits(
@@ -282,12 +289,9 @@ def _snap_to_bfloat16(exact: NDArray[np.float64], slack: NDArray[np.float64]) ->
     return np.where(np.abs(exact) <= slack, 0.0, round_to_bfloat16(exact))
 
 
-def _encode_bfloat16(
-    logprobs: NDArray[np.float32], logits: NDArray[np.float32], logsumexp: NDArray[np.float32], count: NDArray[Any]
-) -> Values:
+def _encode_bfloat16(logits: NDArray[np.float32], logsumexp: NDArray[np.float32], count: NDArray[Any]) -> Values:
     ordinals = bits_to_ordinals(float32_to_bfloat16(logits))
-    encoded = _encode_ordinals(Encoding.BFLOAT16, ordinals, count, logsumexp)
-    return replace(encoded, error=logprobs - (logits - ragged.spread(logsumexp, count)))
+    return _encode_ordinals(Encoding.BFLOAT16, ordinals, count, logsumexp)
 
 
 def _encode_float16(logprobs: NDArray[np.float32], count: NDArray[Any]) -> Values:
@@ -295,8 +299,7 @@ def _encode_float16(logprobs: NDArray[np.float32], count: NDArray[Any]) -> Value
         halves = logprobs.astype(np.float16)
     if not bool(np.isfinite(halves).all()):
         raise InvalidInputError("a logprob is below -65504, the lowest of float16; use values='float32' or 'auto'")
-    encoded = _encode_ordinals(Encoding.FLOAT16, bits_to_ordinals(halves.view(np.uint16)), count)
-    return replace(encoded, error=logprobs - halves.astype(np.float32))
+    return _encode_ordinals(Encoding.FLOAT16, bits_to_ordinals(halves.view(np.uint16)), count)
 
 
 def _encode_float32(logprobs: NDArray[np.float32], count: NDArray[Any]) -> Values:
