@@ -79,6 +79,8 @@ def regular_size(path: Path) -> int:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceNotFoundError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, no permission, a zero byte
+        raise CorruptDataError(f"cannot be read: {error}", code="file-kind", path=str(path)) from error
     if not stat.S_ISREG(status.st_mode):
         raise CorruptDataError("not a regular file", code="file-kind", path=str(path))
     return status.st_size

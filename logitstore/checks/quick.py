@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from logitstore.checks.findings import Findings
+from logitstore.dataset.commit import describe_tokenizer
 from logitstore.errors import CorruptDataError, LogitStoreError, SourceNotFoundError
 from logitstore.io import regular_size, sha256_file
-from logitstore.schema import Manifest, ShardInfo
+from logitstore.schema import Manifest, ShardInfo, TokenizerInfo
 from logitstore.shard.reader import Shard
 from logitstore.tokenizer import Tokenizer
 
@@ -69,6 +70,13 @@ def check_tokenizer(root: Path, manifest: Manifest, findings: Findings) -> Token
     if info is None:
         return None
     whole = True
+    named = {file.path for file in info.files}
+    for path in sorted((root / "tokenizer").glob("*")):
+        if (name := path.relative_to(root).as_posix()) not in named:
+            findings.add(
+                "unreferenced-file", "not in the manifest, but readers of the tokenizer may take it up", "warning",
+                shard=name,
+            )  # fmt: skip
     for file in info.files:
         try:
             size = regular_size(root / file.path)
@@ -86,10 +94,17 @@ def check_tokenizer(root: Path, manifest: Manifest, findings: Findings) -> Token
     except LogitStoreError as error:
         findings.add("tokenizer-file", str(error))
         return None
-    if (tokenizer.digest, tokenizer.vocabulary_size) != (info.digest, info.vocabulary_size):
+    described = describe_tokenizer(tokenizer, info.files)
+    if described != info:
         findings.add(
             "tokenizer-identity",
-            f"the files give digest {tokenizer.digest} and {tokenizer.vocabulary_size} tokens, the manifest says "
-            f"{info.digest} and {info.vocabulary_size}",
+            f"the files give {_identity(described)}; the manifest says {_identity(info)}",
         )
     return tokenizer
+
+
+def _identity(info: TokenizerInfo) -> str:
+    return (
+        f"digest {info.digest}, {info.vocabulary_size} tokens, special tokens {info.special_tokens}, "
+        f"chat template {info.chat_template}"
+    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from logitstore.checks.findings import Findings
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding
-from logitstore.limits import PROBABILITY_SLACK
+from logitstore.limits import GRID_STEPS, PROBABILITY_SLACK
 from logitstore.shard.chunk import Chunk
 from logitstore.shard.sequence import Sequence
 
@@ -33,6 +33,7 @@ def check_sequence(
     with np.errstate(all="ignore"):
         checks = [
             *_values(sequence),
+            *_steps(sequence, encoding, chunk.header.resolution),
             *_ids(sequence),
             *_optional(sequence),
             *_target(sequence),
@@ -80,6 +81,15 @@ def _values(sequence: Sequence) -> list[Check]:
         ("value-range", _any_in_row(bad, count), lambda _: "a logprob is NaN, infinite or above 0"),
         ("value-order", _any_in_row(rise, count), lambda _: "logprobs increase; they are best first"),
     ]
+
+
+def _steps(sequence: Sequence, encoding: Encoding, resolution: float) -> list[Check]:
+    if encoding is not Encoding.GRID_WIDE or not len(sequence.ids):
+        return []
+    best = ragged.spread(sequence.logprobs[ragged.firsts(sequence.count)], sequence.count[sequence.count > 0])
+    over = best.astype(np.float64) - sequence.logprobs >= GRID_STEPS * resolution
+    reason = "a candidate is 2^24 steps or more under the best"
+    return [("value-range", _any_in_row(over, sequence.count), lambda _: reason)]
 
 
 def _ids(sequence: Sequence) -> list[Check]:

@@ -156,15 +156,21 @@ def write_tokenizer(root: Path, tokenizer: Tokenizer) -> TokenizerInfo:
     for name, data in files.items():
         write_atomic(directory / name, data)
     sync_directory(directory)
+    infos = [
+        FileInfo(path=f"{TOKENIZER_DIRECTORY}/{name}", bytes=len(data), sha256=_sha256(data))
+        for name, data in sorted(files.items())
+    ]
+    return describe_tokenizer(tokenizer, tuple(infos))
+
+
+def describe_tokenizer(tokenizer: Tokenizer, files: tuple[FileInfo, ...]) -> TokenizerInfo:
+    """A tokenizer's identity, as the manifest has it."""
     return TokenizerInfo(
         digest=tokenizer.digest,
         vocabulary_size=tokenizer.vocabulary_size,
         special_tokens=_special_digest(tokenizer),
         chat_template=tokenizer.chat_template_sha256,
-        files=tuple(
-            FileInfo(path=f"{TOKENIZER_DIRECTORY}/{name}", bytes=len(data), sha256=_sha256(data))
-            for name, data in sorted(files.items())
-        ),
+        files=files,
     )
 
 

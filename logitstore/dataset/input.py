@@ -159,7 +159,7 @@ def order_candidates(
     Raises:
         InvalidInputError: naming position and value.
     """
-    given = Candidates(count, ids, logprobs.astype(np.float32))
+    given = Candidates(count, ids, logprobs.astype(np.float32, copy=False))
     if len(ids) == 0:
         return given
     highest, lowest = float(given.logprobs.max()), float(given.logprobs.min())
@@ -182,7 +182,7 @@ def check_ids(given: Candidates, width: int | None) -> Candidates:
     if int(given.ids.min()) < 0 or int(given.ids.max()) >= limit:
         where = "below 2^31" if width is None else f"below the logit width {width}"
         raise _at(given, (given.ids < 0) | (given.ids >= limit), f"is not at least 0 and {where}", ids=True)
-    given = replace(given, ids=given.ids.astype(np.int32))
+    given = replace(given, ids=given.ids.astype(np.int32, copy=False))
     if k := ragged.uniform(given.count):
         ordered = np.sort(given.ids.reshape(-1, k), axis=1)
         twice = ordered[:, 1:] == ordered[:, :-1]
@@ -219,7 +219,7 @@ def sort_candidates(given: Candidates) -> Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Candidates after cutting, and the probability at each position: of those kept, and of those given (float64 [T])."""
+    """Candidates after cutting; the probability at each position of those kept, and of those given (float64 [T])."""
 
     candidates: Candidates
     mass: NDArray[np.float64]

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
-from logitstore.encoding.values import Encoding, Values, decode_values, sample_rows
+from logitstore.encoding.values import Encoding, Values, decode_values
 
 MEASURED: Final = 8
-"""What rounding cost is measured at one position of so many: decoding all of them would slow writing down."""
+"""What rounding cost is measured on one sequence of so many: decoding all of them would slow writing down."""
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Summary:
         encodings: sequences under each encoding.
         columns: sequences that have each optional column.
         highest_id: highest candidate id, -1 where there are none.
-        max_error: largest difference of a decoded logprob to the one given, nats, at every 8th position.
-        kl_sum: sum of KL(given ‖ decoded) over those positions, both renormalised over the candidates, nats.
+        max_error: largest difference of a decoded logprob to the one given, nats, in every 8th sequence.
+        kl_sum: sum of KL(given ‖ decoded) over their positions, both renormalised over the candidates, nats.
         kl_positions: positions in that sum.
     """
 
@@ -66,21 +66,20 @@ class Summary:
             self.columns[column] = self.columns.get(column, 0) + 1
 
     def measure(self, given: Candidates, values: Values, resolution: float) -> None:
-        """Measure what rounding cost, by decoding every 8th position."""
-        rows = np.arange(0, len(given.count), MEASURED)
-        count = given.count[rows]
-        self.kl_positions += int(np.count_nonzero(count))
-        if values.encoding is Encoding.FLOAT32 or not count.any():
+        """Measure what rounding cost, by decoding the first sequence of every eight."""
+        if (self.sequences - 1) % MEASURED or len(given.ids) == 0:
             return
-        sample = sample_rows(values, given.count, rows)
-        decoded = decode_values(sample.encoding, sample.top, sample.gaps, count, resolution, sample.logsumexp)
-        exact = ragged.select(given.logprobs, given.count, rows).astype(np.float64)
+        present = given.count > 0
+        self.kl_positions += int(np.count_nonzero(present))
+        if values.encoding is Encoding.FLOAT32:
+            return
+        decoded = decode_values(values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp)
+        exact = given.logprobs.astype(np.float64)
         error = exact - decoded
         self.max_error = max(self.max_error, float(np.abs(error).max()))
         weight = np.exp(exact)
-        present = count > 0
-        mass = ragged.row_sums(weight, count)[present]
+        mass = ragged.row_sums(weight, given.count)[present]
         # sum p (log p - log q), p and q renormalised: the weighted error, and the change of the normaliser.
-        shift = ragged.row_sums(weight * error, count)[present] / mass
-        moved = ragged.row_sums(weight * np.exp(-error), count)[present] / mass
+        shift = ragged.row_sums(weight * error, given.count)[present] / mass
+        moved = ragged.row_sums(weight * np.exp(-error), given.count)[present] / mass
         self.kl_sum += float((shift + np.log(moved)).sum())

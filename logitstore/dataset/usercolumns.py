@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore.errors import InvalidInputError
-from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence
+from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence, plain
 
 _DECLARE: Final = "the type is that of the first chunk, unless declared with Writer(columns=pyarrow.schema(...))"
 
@@ -72,23 +72,6 @@ class UserColumns:
     def types(self) -> dict[str, str]:
         """Names and types, as the manifest says them."""
         return {name: str(kind) for name, kind in (self._types or {}).items()}
-
-
-def plain(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line for each nested type
-    """The type without dictionaries: a stream's dictionaries would have to be read before any chunk."""
-    if pa.types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pa.types.is_struct(kind):
-        return pa.struct([kind.field(i).with_type(plain(kind.field(i).type)) for i in range(kind.num_fields)])
-    if pa.types.is_map(kind):
-        return pa.map_(plain(kind.key_type), plain(kind.item_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(plain(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(plain(kind.value_type)), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(plain(kind.value_type)))
-    return kind
 
 
 def _check_name(name: str) -> None:

@@ -29,7 +29,7 @@ def token_order(*arrays: NDArray[Any]) -> NDArray[np.uint32]:
     Returns:
         uint32 [M'], M' <= 4096.
     """
-    ids = np.concatenate([a.ravel() for a in arrays]) if arrays else np.empty(0, np.uint32)
+    ids = np.concatenate([a.ravel() for a in arrays], dtype=np.intp) if arrays else np.empty(0, np.intp)
     if len(ids) and int(ids.max()) < DENSE_LIMIT:
         # Counting is several times as fast as sorting; vocabularies are below the limit.
         all_times = np.bincount(ids)

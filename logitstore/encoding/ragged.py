@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 
@@ -37,6 +36,11 @@ def firsts(count: NDArray[Any]) -> NDArray[np.bool_]:
     return mask
 
 
+def present(count: NDArray[Any]) -> NDArray[Any]:
+    """The counts of the rows that are not empty."""
+    return count if len(count) and count.min() > 0 else count[count > 0]
+
+
 def spread(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
     """One value a row, repeated for each value of that row: [sum of counts]."""
     return np.repeat(values, count)
@@ -51,12 +55,6 @@ def row_sums(values: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
     if present.any():
         sums[present] = np.add.reduceat(values, offsets(count)[:-1][present], dtype=np.float64)
     return sums
-
-
-def select(values: NDArray[Any], count: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The values of some rows alone, one row after the other."""
-    chosen = count[rows].astype(np.int64)
-    return values[ranks(chosen) + np.repeat(offsets(count)[rows], chosen)]
 
 
 def ranks(count: NDArray[Any]) -> NDArray[np.int64]:
@@ -82,12 +80,13 @@ def running_sums(steps: NDArray[Any], count: NDArray[Any]) -> NDArray[np.uint32]
     Returns:
         uint32 [sum of counts].
     """
+    if k := uniform(count):
+        matrix = np.empty((len(count), k), np.uint32)
+        matrix[:, 0] = 0
+        np.cumsum(steps.reshape(len(count), k - 1), axis=1, dtype=np.uint32, out=matrix[:, 1:])
+        return matrix.ravel()
     sums = np.zeros(len(steps) + 1, np.uint32)
     np.cumsum(steps, dtype=np.uint32, out=sums[1:])
-    if k := uniform(count):
-        # Row r reads sums[r (k - 1) : r (k - 1) + k]: windows that overlap by one value.
-        windows = as_strided(sums, (len(count), k), (4 * (k - 1), 4), writeable=False)
-        return np.asarray(windows - windows[:, :1]).ravel()
     present = count[count > 0]
     row = rows(present)
     starts = offsets(present)[:-1] - np.arange(len(present))

@@ -145,33 +145,24 @@ def decode_values(
     Raises:
         CorruptDataError: a bfloat16 sequence without the logsumexp it needs.
     """
+    counts = ragged.present(count)
     if encoding in (Encoding.GRID, Encoding.GRID_WIDE):
-        return decode.decode_grid(top, gaps, count[count > 0], resolution)
-    present = count > 0
-    bits = decode.decode_ordinals(top, gaps, count[present])
+        return decode.decode_grid(top, gaps, counts, resolution)
+    bits = decode.decode_ordinals(top, gaps, counts)
     if encoding is Encoding.FLOAT32:
         return bits.view(np.float32)
     if encoding is Encoding.FLOAT16:
         return bits.view(np.float16).astype(np.float32)
-    if logsumexp is None or not bool(np.isfinite(logsumexp[present]).all()):
+    if len(counts) == 0:
+        return np.empty(0, np.float32)
+    if logsumexp is None or not bool(np.isfinite(logsumexp[count > 0]).all()):
         raise CorruptDataError("bfloat16 logits without their logsumexp", code="cell")
-    return decode.logits_to_logprobs(bits, logsumexp[present], count[present])
-
-
-def sample_rows(values: Values, count: NDArray[Any], rows: NDArray[np.int64]) -> Values:
-    """The values of some positions alone, for any encoding but `draws`."""
-    present = count > 0
-    return Values(
-        values.encoding,
-        ragged.select(values.top, present, rows),
-        ragged.select(values.gaps, count - present, rows),
-        None if values.logsumexp is None else values.logsumexp[rows],
-    )
+    return decode.logits_to_logprobs(bits, logsumexp[count > 0], counts)
 
 
 def decode_logits(top: NDArray[np.uint16], gaps: NDArray[np.uint16], count: NDArray[Any]) -> NDArray[np.float32]:
     """The logits, float32 [N], of a bfloat16 sequence."""
-    return bfloat16_to_float32(decode.decode_ordinals(top, gaps, count[count > 0]))
+    return bfloat16_to_float32(decode.decode_ordinals(top, gaps, ragged.present(count)))
 
 
 def encode_draws(
@@ -198,7 +189,13 @@ def encode_draws(
 
 
 def decode_draw_codes(steps: NDArray[np.uint32], count: NDArray[Any]) -> NDArray[np.uint32]:
-    """Codes, uint32 [N], ascending at each position."""
+    """Codes, uint32 [N], ascending at each position.
+
+    Raises:
+        CorruptDataError: they leave 32 bits.
+    """
+    if len(steps) and float(ragged.row_sums(steps, count).max()) >= 2**32:
+        raise CorruptDataError("the differences of a position's codes sum to 2^32 or more", code="id-range")
     first = ragged.firsts(count)
     present = count[count > 0]
     return ragged.spread(steps[first], present) + ragged.running_sums(steps[~first], present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -10,6 +11,9 @@ import msgspec
 from logitstore.errors import CorruptDataError, UnsupportedVersionError
 
 FORMAT_NAME: Final = "logitstore"
+
+
+_VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,10 +37,10 @@ class FormatVersion:
         Raises:
             CorruptDataError: this is no version.
         """
-        major, dot, minor = text.partition(".")
-        if not (dot and major.isdecimal() and minor.isdecimal() and len(text) < 12 and text.isascii()):
+        match = _VERSION.fullmatch(text)
+        if match is None:
             raise CorruptDataError(f"{text!r} is no format version", code="version")
-        return cls(int(major), int(minor))
+        return cls(int(match[1]), int(match[2]))
 
     def is_readable(self) -> bool:
         """Whether this release reads files of this version."""
@@ -73,6 +77,7 @@ def check_readable(data: bytes) -> None:
         UnsupportedVersionError: this release cannot read it.
     """
     try:
+        data.decode()  # msgspec looks only at the text of fields that it knows
         preamble = msgspec.json.decode(data, type=_Preamble)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"not the JSON of a {FORMAT_NAME} file: {error}", code="json") from error
@@ -91,8 +96,11 @@ def check_version(version: FormatVersion) -> None:
     """Refuse a version that this release does not read.
 
     Raises:
+        CorruptDataError: there is no such version.
         UnsupportedVersionError: with the release that reads it.
     """
+    if version.major < 1:
+        raise CorruptDataError(f"format version {version} was never released", code="version")
     if not version.is_readable():
         raise UnsupportedVersionError(
             f"format version {version}, but this release of logitstore reads up to {FORMAT_VERSION.major}.x; "

@@ -65,7 +65,9 @@ FORMAT_FIELDS: Final = (
 )
 """The columns that every shard begins with; the user's follow."""
 
-RESERVED_NAMES: Final = frozenset(f.name for f in FORMAT_FIELDS) | {
+FORMAT_NAMES: Final = [f.name for f in FORMAT_FIELDS]
+
+RESERVED_NAMES: Final = frozenset(FORMAT_NAMES) | {
     "logprobs",
     "draws",
     "logits",
@@ -113,6 +115,23 @@ def decode_tail(steps: NDArray[np.uint16]) -> NDArray[np.float32]:
     tail[steps == ZERO_TAIL] = -np.inf
     tail[steps == NO_TAIL] = np.nan
     return tail
+
+
+def plain(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line for each nested type
+    """The type without dictionaries: a stream's dictionaries would have to be read before any chunk."""
+    if pa.types.is_dictionary(kind):
+        return plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(plain(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_type), plain(kind.item_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(plain(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)))
+    return kind
 
 
 def shard_schema(header: bytes, user_fields: list[pa.Field]) -> pa.Schema:
@@ -173,6 +192,9 @@ class Chunk:
         self.batch = batch
         self.header = header
         self.order = _decode_order(info, header)
+        self.lengths: list[int] = batch.column(1).to_pylist()
+        self.encodings: list[int] = batch.column(2).to_pylist()
+        self.cells = {name: batch.column(FORMAT_NAMES.index(name)) for name in _CELLS}
         self._decoded_before = False
 
     @functools.cached_property
@@ -204,11 +226,10 @@ class Chunk:
         Raises:
             CorruptDataError: an unknown one.
         """
-        number = self.batch.column(2)[row].as_py()
         try:
-            return Encoding(number)
+            return Encoding(self.encodings[row])
         except ValueError:
-            raise CorruptDataError(f"the encoding {number} does not exist", code="cell", row=row) from None
+            raise CorruptDataError(f"the encoding {self.encodings[row]} does not exist", code="cell", row=row) from None
 
     def sequence(self, row: int, columns: frozenset[str]) -> Sequence:
         """One sequence with these columns (`SEQUENCE_COLUMNS` and users').
@@ -232,7 +253,7 @@ class _Row:
         self.row = row
         self.decoder = CellDecoder(chunk.header.pco)
         self.encoding = chunk.encoding(row)
-        self.length = int(chunk.batch.column(1)[row].as_py())
+        self.length = chunk.lengths[row]
         if self.length > SEQUENCE_POSITIONS:
             raise CorruptDataError(f"a sequence of {self.length} positions, over the limit", code="cell")
 
@@ -240,7 +261,7 @@ class _Row:
         return self.decoder.decode(self.bytes(name), n, dtype)
 
     def bytes(self, name: str) -> bytes:
-        cell: bytes = self.chunk.batch.column(name)[self.row].as_py()
+        cell: bytes = self.chunk.cells[name][self.row].as_py()
         return cell
 
     def optional(self, name: str) -> NDArray[Any] | None:
@@ -259,7 +280,7 @@ class _Row:
                 fields[name] = _DECODE_OPTIONAL[name](self.optional(name), self.length)
         names = self.chunk.batch.schema.names[len(FORMAT_FIELDS) :]
         if user := [name for name in names if name in columns]:
-            fields["columns"] = {name: self.chunk.batch.column(name)[self.row].as_py() for name in user}
+            fields["columns"] = {name: _as_python(self.chunk.batch.column(name)[self.row]) for name in user}
         elif not names:
             fields["columns"] = {}
         return Sequence.of(fields)
@@ -330,12 +351,24 @@ class _Row:
         return fields
 
 
+def _as_python(value: pa.Scalar) -> Any:
+    """A user's value as Python has it; as Arrow has it where Python cannot: nanoseconds, dates beyond year 9999."""
+    try:
+        return value.as_py()
+    except (pa.ArrowException, ValueError, OverflowError, KeyError, TypeError):
+        return value
+
+
 def _decode_tails(steps: NDArray[Any] | None, length: int) -> NDArray[np.float32]:
     return np.full(length, np.nan, np.float32) if steps is None else decode_tail(steps)
 
 
 def _decode_ranks(ranks: NDArray[Any] | None, _length: int) -> NDArray[np.int64] | None:
-    return None if ranks is None else np.where(ranks == UNKNOWN_RANK, 0, ranks.astype(np.int64))
+    if ranks is None:
+        return None
+    if not ranks.all():
+        raise CorruptDataError("target_rank holds 0; ranks are from 1", code="cell")
+    return np.where(ranks == UNKNOWN_RANK, 0, ranks.astype(np.int64))
 
 
 def _decode_mask(mask: NDArray[Any] | None, _length: int) -> NDArray[np.int8] | None:

@@ -15,7 +15,7 @@ from logitstore.encoding.cells import can_decode
 from logitstore.errors import CorruptDataError, UnsupportedVersionError
 from logitstore.io import ByteSource
 from logitstore.schema.header import HEADER_KEY, ShardHeader, parse_header
-from logitstore.shard.chunk import FORMAT_FIELDS, Chunk, read_batch
+from logitstore.shard.chunk import FORMAT_FIELDS, RESERVED_NAMES, Chunk, plain, read_batch
 from logitstore.shard.layout import (
     END_MARK,
     HASH_DTYPE,
@@ -26,6 +26,7 @@ from logitstore.shard.layout import (
     read_index,
     read_tail,
 )
+from logitstore.shard.message import check_message
 
 OPENING_BYTES: Final = 64 * 2**10
 """One read of this many bytes at the end opens a typical shard."""
@@ -74,22 +75,15 @@ class Shard:
             raise CorruptDataError("the schema message's bytes do not have its digest", code="shard-schema", offset=0)
         try:
             schema = pa.ipc.read_schema(message)
-            metadata = schema.metadata or {}
+            _check_schema(schema)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptDataError(f"the schema message is no Arrow schema: {error}", code="shard-schema") from error
-        if HEADER_KEY not in metadata:
-            raise CorruptDataError("the schema has no logitstore header", code="shard-schema")
-        header = parse_header(metadata[HEADER_KEY])
+        header = parse_header(schema.metadata[HEADER_KEY])
         if not can_decode(header.pco):
             raise UnsupportedVersionError(
                 f"its cells are of pcodec format version {header.pco}, which the installed pcodec does not read; "
                 f"install a later one"
             )
-        for number, expected in enumerate(FORMAT_FIELDS):
-            if number >= len(schema) or schema.field(number) != expected:
-                raise CorruptDataError(f"column {number} of the schema is not {expected}", code="shard-schema")
-        if len(set(schema.names)) != len(schema.names):
-            raise CorruptDataError("the schema names a column twice", code="shard-schema")
         return schema, header
 
     @property
@@ -121,8 +115,11 @@ class Shard:
         entry = self.index[number]
         offset, length = int(entry["offset"]), int(entry["length"])
         verified = number in self._verified
-        if not verified and digest(self._source.read(offset, length)) != entry["digest"].tobytes():
-            raise CorruptDataError("the chunk's bytes do not have the digest of the index", code="chunk-digest")
+        if not verified:
+            message = self._source.read(offset, length)
+            if digest(message) != entry["digest"].tobytes():
+                raise CorruptDataError("the chunk's bytes do not have the digest of the index", code="chunk-digest")
+            check_message(message)
         try:
             stream = self._source.stream()
             reader = pa.ipc.open_stream(stream)
@@ -186,6 +183,24 @@ class Shard:
                 code="shard-end-mark",
                 path=self.path,
                 offset=self.tail.chunks_end,
+            )
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    """Refuse a schema that is not a shard's; Arrow itself raises where names are not UTF-8."""
+    names = schema.names
+    if HEADER_KEY not in (schema.metadata or {}):
+        raise CorruptDataError("the schema has no logitstore header", code="shard-schema")
+    for number, expected in enumerate(FORMAT_FIELDS):
+        if number >= len(schema) or schema.field(number) != expected:
+            raise CorruptDataError(f"column {number} of the schema is not {expected}", code="shard-schema")
+    if len(set(names)) != len(names):
+        raise CorruptDataError("the schema names a column twice", code="shard-schema")
+    for field in list(schema)[len(FORMAT_FIELDS) :]:
+        if field.name in RESERVED_NAMES or not field.name or field.type != plain(field.type):
+            raise CorruptDataError(
+                f"the user's column {field.name!r} ({field.type}) has a name or type that it cannot have",
+                code="shard-schema",
             )
 
 

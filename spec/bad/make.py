@@ -258,12 +258,12 @@ class Forgery:
         values[at] = value
         self.put(name, kind, values, row)
 
-    def message(self, number: int) -> bytes:
+    def message(self, number: int, compression: str | None = None) -> bytes:
         """The message of a chunk."""
         arrays = [pa.array([row[field.name] for row in self.chunks[number]], field.type) for field in self.schema]
         schema = pa.schema([field.with_nullable(nullable=True) for field in self.schema], self.schema.metadata)
         metadata = {KEY: json.dumps(self.metadata[number]).encode()} if self.metadata[number] else None
-        return serialise(pa.RecordBatch.from_arrays(arrays, schema=schema), metadata)
+        return serialise(pa.RecordBatch.from_arrays(arrays, schema=schema), metadata, compression)
 
     def seal(
         self,
@@ -294,11 +294,12 @@ class Forgery:
         seal_manifest(self.path, change)
 
 
-def serialise(batch: pa.RecordBatch, metadata: dict[bytes, bytes] | None) -> bytes:
+def serialise(batch: pa.RecordBatch, metadata: dict[bytes, bytes] | None, compression: str | None = None) -> bytes:
     """The message of one record batch."""
     sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
     # Every writer begins with the schema message; only what follows it is wanted.
-    pa.ipc.new_stream(sink, batch.schema).write_batch(batch, custom_metadata=metadata)
+    pa.ipc.new_stream(sink, batch.schema, options=options).write_batch(batch, custom_metadata=metadata)
     return sink.getvalue().to_pybytes()[batch.schema.serialize().size :]
 
 
@@ -657,6 +658,32 @@ def schema_column_twice(path: Path) -> None:
 
 
 @case
+def schema_column_with_a_reserved_name(path: Path) -> None:
+    good(path, {"note": "n"})
+    forgery = Forgery(path)
+    forgery.schema = forgery.schema.set(14, pa.field("logprobs", pa.utf8()))
+    for row in forgery.rows:
+        row["logprobs"] = row.pop("note")
+    forgery.seal(change_manifest=lambda fields: fields.update(user_columns={"logprobs": "string"}))
+
+
+@case
+def schema_column_of_a_dictionary(path: Path) -> None:
+    good(path, {"note": "n"})
+    forgery = Forgery(path)
+    kind = pa.dictionary(pa.int8(), pa.utf8())
+    forgery.schema = forgery.schema.set(14, pa.field("note", kind))
+    forgery.seal(change_manifest=lambda fields: fields.update(user_columns={"note": str(kind)}))
+
+
+@case
+def schema_name_no_utf8(path: Path) -> None:
+    good(path, {"note": "n"})
+    forgery = Forgery(path)
+    forgery.seal(schema=forgery.schema.serialize().to_pybytes().replace(b"note", b"no\xffe"))
+
+
+@case
 def schema_without_header(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
@@ -695,6 +722,14 @@ def header_later_pcodec(path: Path) -> None:
 
 
 @case
+def header_pcodec_no_version(path: Path) -> None:
+    good(path)
+    forgery = Forgery(path)
+    forgery.change_header(pco="9" * 5000 + ".1")
+    forgery.seal()
+
+
+@case
 def user_columns_of_another_type(path: Path) -> None:
     good(path, {"note": "n"})
     seal_manifest(path, lambda fields: fields.update(user_columns={"note": "int64"}))
@@ -726,6 +761,15 @@ def chunk_two_messages(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
     forgery.seal(messages=[forgery.message(0) * 2])
+
+
+@case
+def chunk_compressed(path: Path) -> None:
+    """4 MB of one letter in 1 KB."""
+    good(path, {"note": "n"})
+    forgery = Forgery(path)
+    forgery.rows[0]["note"] = "x" * 2**22
+    forgery.seal(messages=[forgery.message(0, "zstd")])
 
 
 @case
@@ -938,6 +982,17 @@ def logprobs_increase(path: Path) -> None:
     ordinals = bits_to_ordinals(np.array([-3, -2, -4, -5], F32).view(U32))
     forgery.change("top", U32, 5, 0, ordinals[0])
     forgery.change("gaps", U32, 15, slice(0, 3), ordinals[:-1] - ordinals[1:])
+    forgery.change("tail", U16, 5, 0, 0xFFFF)
+    forgery.seal()
+
+
+@case
+def steps_over_the_limit(path: Path) -> None:
+    good(path)
+    forgery = Forgery(path)
+    forgery.rows[0]["encoding"] = Encoding.GRID_WIDE
+    forgery.put("gaps", U32, forgery.get("gaps", U16, 15))
+    forgery.change("gaps", U32, 15, 2, 2**24)
     forgery.change("tail", U16, 5, 0, 0xFFFF)
     forgery.seal()
 
