@@ -88,7 +88,11 @@ def test_bfloat16_logprobs_of_a_safetensors_file(tmp_path):
     header, data = {}, b""
     for name, values in {**arrays, "logprobs": halves.view(np.uint16)}.items():
         kind = {"int64": "I64", "int32": "I32", "uint16": "BF16"}[values.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [len(data), len(data) + values.nbytes]}
+        header[name] = {
+            "dtype": kind,
+            "shape": list(values.shape),
+            "data_offsets": [len(data), len(data) + values.nbytes],
+        }
         data += values.tobytes()
     text = json.dumps(header).encode()
     (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -221,7 +225,14 @@ def test_zstd_inputs_are_decompressed(tmp_path):
         assert b"\n".join(line for _, line in source.lines()) + b"\n" == text
         assert source.done() == len(data)
     checked = zstandard.ZstdCompressor(write_checksum=True).compress(text)
-    for data in (checked[:-20], checked[:-1], checked[:40] + b"x" + checked[41:], two[:-2], two + b"\0", checked + b"no"):
+    for data in (
+        checked[:-20],
+        checked[:-1],
+        checked[:40] + b"x" + checked[41:],
+        two[:-2],
+        two + b"\0",
+        checked + b"no",
+    ):
         (tmp_path / "c.zst").write_bytes(data)
         with pytest.raises(logitstore.SourceError, match="zstd"):
             list(Input(tmp_path / "c.zst").lines())

@@ -161,7 +161,11 @@ def test_random_bytes_are_refused(tmp_path, victim):
 def test_nested_and_huge_json_is_refused(tmp_path):
     import hashlib
 
-    for body in (b'{"a": ' + b"[" * 100_000, b"{" + b'"a":{' * 5000, b'{"format": "logitstore", "version": ' + b"9" * 5000):
+    for body in (
+        b'{"a": ' + b"[" * 100_000,
+        b"{" + b'"a":{' * 5000,
+        b'{"format": "logitstore", "version": ' + b"9" * 5000,
+    ):
         seal = b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
         (tmp_path / MANIFEST_NAME).write_bytes(body + seal)
         with pytest.raises(logitstore.CorruptDataError):
@@ -203,9 +207,7 @@ def test_versions_and_features_from_the_future_are_named(tmp_path, victim):
     head = json.loads(text)
     head.pop("sha256")
     text = json.dumps(head, indent=1).removesuffix("\n}")
-    (tmp_path / MANIFEST_NAME).write_text(
-        text + f',\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
-    )
+    (tmp_path / MANIFEST_NAME).write_text(text + f',\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
     assert logitstore.open(tmp_path).info.totals == info.totals
 
 

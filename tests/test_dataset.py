@@ -1,12 +1,12 @@
 """Reading: rows, slices, ids, splits, columns; in processes and threads; and memory and files held."""
 
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,13 +144,13 @@ def test_errors_pickle(dataset):
     assert str(error) == "p, chunk 1, row 3, byte 2: why"
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file descriptors in /proc")  # noqa: PTH112
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts file descriptors in /proc")
 def test_open_shards_hold_no_file_descriptors(write):
     dataset = logitstore.open(write(sequences=40, shard_bytes=1, chunk_candidates=1))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     assert len(dataset.info.shards) == 40
     _ = list(dataset)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_at_most_a_thousand_shards_stay_open(write, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -130,7 +131,9 @@ def test_a_killed_writer_leaves_a_refused_or_a_complete_dataset(tmp_path, delay)
 def test_shards_are_synced_before_they_are_named_and_the_manifest_is_last(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, type(tmp_path).replace
-    monkeypatch.setattr(os, "fsync", lambda fd: events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: events.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink()))) or fsync(fd)
+    )
     monkeypatch.setattr(
         type(tmp_path), "replace", lambda self, to: events.append(("name", str(to))) or replace(self, to)
     )

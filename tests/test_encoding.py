@@ -1,5 +1,7 @@
 """Encodings: property tests of round trips, shapes and error bounds."""
 
+import contextlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -66,10 +68,8 @@ def test_cells_cut_at_every_length_are_refused():
 
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 2000), st.sampled_from([np.uint16, np.uint32, np.float32]))
 def test_any_bytes_decode_to_something_or_one_error(cell, n, kind):
-    try:
+    with contextlib.suppress(CorruptDataError):
         assert len(CellDecoder().decode(cell, n, np.dtype(kind))) == n
-    except CorruptDataError:
-        pass
 
 
 def test_other_pcodec_modes_are_refused():

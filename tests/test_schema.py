@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-
 import logitstore
 from logitstore.errors import CorruptDataError
 from logitstore.schema import FormatVersion, parse_header, parse_manifest, serialise_manifest
@@ -62,7 +61,7 @@ def test_limits_of_the_specification_are_those_of_the_code():
 def test_the_manifest_is_plain_json_with_its_seal_last(write):
     data = (write() / "logitstore.json").read_bytes()
     content = json.loads(data)
-    assert list(content)[0] == "format"
+    assert next(iter(content)) == "format"
     assert list(content)[-1] == "sha256"
     body = data[: data.rindex(b',\n "sha256"')]
     assert hashlib.sha256(body).hexdigest() == content["sha256"]
@@ -140,7 +139,7 @@ def test_versions():
     assert str(FormatVersion.parse("1.12")) == "1.12"
     assert FormatVersion(1, 99).is_readable()
     assert not FormatVersion(2, 0).is_readable()
-    for text in ("1", "1.", ".1", "1.0.0", "a.b", "-1.0", "1.0 ", "٣.٠", "9" * 20 + ".0"):
+    for text in ("1", "1.", ".1", "1.0.0", "a.b", "-1.0", "1.0 ", "\u0663.\u0660", "9" * 20 + ".0"):
         with pytest.raises(CorruptDataError):
             FormatVersion.parse(text)
 

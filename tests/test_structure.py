@@ -86,5 +86,7 @@ def test_public_names():
     errors = [getattr(logitstore, n) for n in logitstore.__all__ if n.endswith("Error")]
     for error in errors:
         assert issubclass(error, logitstore.LogitStoreError)
-        builtins = [c for c in error.__mro__ if c.__module__ == "builtins" and c not in (object, Exception, BaseException)]
+        builtins = [
+            c for c in error.__mro__ if c.__module__ == "builtins" and c not in (object, Exception, BaseException)
+        ]
         assert builtins or error is logitstore.LogitStoreError

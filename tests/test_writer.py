@@ -40,7 +40,9 @@ def reference(ids, logprobs, count):
     """The candidates that are kept, position by position: sorted by logprob, then id."""
     rows, at = [], 0
     for c in count:
-        pairs = sorted((-lp, i) for lp, i in zip(logprobs[at : at + c].tolist(), ids[at : at + c].tolist(), strict=True))
+        pairs = sorted(
+            (-lp, i) for lp, i in zip(logprobs[at : at + c].tolist(), ids[at : at + c].tolist(), strict=True)
+        )
         rows.append([(i, -lp) for lp, i in pairs if lp < np.inf])
         at += c
     return rows
@@ -126,9 +128,7 @@ def test_cutting_adds_to_the_tail(tmp_path):
     assert tail(top_p=0.69) == ([2, 1], pytest.approx([0.3, 0.1], abs=0.006))
     assert tail(top_p=0.69, min_k=3) == ([3, 3], pytest.approx([0.2, 0.03], abs=0.006))
     assert tail(top_p=0.99, top_k=3) == ([3, 3], pytest.approx([0.2, 0.03], abs=0.006))
-    sequence = write_one(
-        tmp_path / "given", [0, 0], ids, np.log(p), tail=[np.log(0.15), np.nan], settings={"top_k": 2}
-    )
+    sequence = write_one(tmp_path / "given", [0, 0], ids, np.log(p), tail=[np.log(0.15), np.nan], settings={"top_k": 2})
     assert np.exp(sequence.tail[0]) == pytest.approx(0.3, rel=1 / 60)
     assert np.isnan(sequence.tail[1])
 

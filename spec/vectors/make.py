@@ -201,6 +201,36 @@ def several_encodings_and_chunks(path: Path) -> None:
 
 
 @case
+def tokens_beyond_the_logit_width(path: Path) -> None:
+    """Placeholders in the input that the head cannot predict."""
+    with logitstore.Writer(path, logit_width=10) as writer:
+        writer.add([1, 10, 12, 2**31 - 1], [[1, 9]] * 4, [[-0.5, -2.0]] * 4)
+
+
+@case
+def empty_positions_under_every_encoding(path: Path) -> None:
+    """Counts of 0 first, in the middle and last."""
+    count = [0, 4, 0, 0, 5, 0]
+    ids = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    logits = np.array([20.0, 18.5, 18.375, 3.5, -1.0, -1.5, -2.25, -9.0, -33.0])
+    logprobs = logits - np.repeat([20.5, -0.25], [4, 5])
+    lse = [np.nan, 20.5, np.nan, np.nan, -0.25, np.nan]
+    with logitstore.Writer(path, logit_width=10) as writer:
+        writer.add([1] * 6, ids, logprobs, count=count, logsumexp=lse, id="bfloat16")
+        writer.add([1] * 6, ids, logprobs - 0.01 * np.arange(9), count=count, id="grid")
+        writer.add_draws([1] * 6, ids, [5, 1, 3, 1, 2, 2, 2, 2, 2], 10, count=count, id="draws, with ties")
+
+
+@case
+def full_token_order(path: Path) -> None:
+    """More ids occur twice than the order holds."""
+    ids = np.tile(np.arange(5000), 2).reshape(2, 5000) * 7
+    logprobs = np.tile(-np.log(5000.0) - 0.125 - np.arange(5000) / 2**12, (2, 1))
+    with logitstore.Writer(path, logit_width=35_000) as writer:
+        writer.add([0, 7], ids, logprobs.astype(np.float32))
+
+
+@case
 def unicode_ids(path: Path) -> None:
     names = ["", "ascii", "naïve", "日本語", "🇫🇷", "a\u0301", "\x00\n", "x" * 300]
     with logitstore.Writer(path, logit_width=10) as writer:
