@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -44,8 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write(path: Path, arrays: Arrays, **settings: Any) -> logitstore.Writer:
-    shutil.rmtree(path, ignore_errors=True)
-    with logitstore.Writer(path, teacher="t", logit_width=WIDTH, **settings) as writer:
+    with logitstore.Writer(path, teacher="t", logit_width=WIDTH, overwrite=True, **settings) as writer:
         start = 0
         for length in arrays["lengths"].tolist():
             part = slice(start, start + length)
@@ -190,7 +188,6 @@ def draws(work: Path, whole: Arrays) -> None:
     random = np.random.default_rng(0)
     p = np.exp(whole["logprobs"].astype(np.float64))
     times = random.multinomial(50, p / p.sum(axis=1, keepdims=True))
-    shutil.rmtree(work / "draws", ignore_errors=True)
     with logitstore.Writer(work / "draws", teacher="t", logit_width=WIDTH) as writer:
         start = 0
         for length in whole["lengths"].tolist():

@@ -15,7 +15,7 @@ from logitstore.checks import is_valid, validate
 from logitstore.convert import convert
 from logitstore.shard.sequence import Sequence
 from logitstore_cli.convert import summary_lines
-from logitstore_cli.output import note, result, size, visible
+from logitstore_cli.output import note, quoted, result, size
 from logitstore_cli.validate import finding_line
 
 CAPTURE = "llama-server-completion.jsonl.zst"
@@ -66,10 +66,10 @@ def bars(dataset: logitstore.Dataset) -> list[str]:
     probabilities = np.exp(sequence.logprobs[start:end])
     following = int(sequence.tokens[position + 1])
     for token, probability in zip(sequence.ids[start : min(end, start + BARS)].tolist(), probabilities, strict=False):
-        text = visible(tokenizer.text([token])) if tokenizer is not None else str(token)
+        text = quoted(tokenizer.text([token])) if tokenizer is not None else str(token)
         bar = "#" * max(1, round(WIDTH * float(probability / probabilities[0])))
         chosen = "  <- drawn for this reply" if token == following else ""
-        lines.append(f"{_padded(repr(text), 14)} {100 * probability:5.1f} %  {bar}{chosen}")
+        lines.append(f"{_padded(text, 14)} {100 * probability:5.1f} %  {bar}{chosen}")
     return [*lines, *_rest(sequence, position, end - start)]
 
 

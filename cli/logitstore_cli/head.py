@@ -12,7 +12,7 @@ import numpy as np
 
 import logitstore
 from logitstore.shard.sequence import Sequence
-from logitstore_cli.output import result, visible
+from logitstore_cli.output import quoted, result
 
 
 @click.command("head")
@@ -34,7 +34,7 @@ def command(
     opened = logitstore.open(dataset)
     chosen = [opened.by_id(sequence_id)] if sequence_id is not None else opened[:sequences]
     tokenizer = None if as_json else opened.tokenizer()
-    text: Callable[[int], str] = str if tokenizer is None else lambda token: f"{visible(tokenizer.text([token]))!r}"
+    text: Callable[[int], str] = str if tokenizer is None else lambda token: quoted(tokenizer.text([token]))
     for sequence in chosen:
         if as_json:
             result(json.dumps(sequence_json(sequence), ensure_ascii=False))

@@ -64,9 +64,9 @@ def size(n: float) -> str:
     return f"{n:,.1f} TiB"
 
 
-def visible(text: str) -> str:
-    """Text of a token so that every character shows: control characters escaped, spaces as they are."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def quoted(text: str) -> str:
+    """Text of a token in quotes, so that every character shows: control characters are escaped."""
+    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
 
 
 def _printable(text: str, stream: TextIO) -> str:

@@ -86,7 +86,7 @@ def _values(sequence: Sequence) -> list[Check]:
 def _steps(sequence: Sequence, encoding: Encoding, resolution: float) -> list[Check]:
     if encoding is not Encoding.GRID_WIDE or not len(sequence.ids):
         return []
-    best = ragged.spread(sequence.logprobs[ragged.firsts(sequence.count)], sequence.count[sequence.count > 0])
+    best = ragged.spread(ragged.heads(sequence.logprobs, sequence.count), sequence.count[sequence.count > 0])
     over = best.astype(np.float64) - sequence.logprobs >= GRID_STEPS * resolution
     reason = "a candidate is 2^24 steps or more under the best"
     return [("value-range", _any_in_row(over, sequence.count), lambda _: reason)]

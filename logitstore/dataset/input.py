@@ -204,7 +204,7 @@ def sort_candidates(given: Candidates) -> Candidates:
     before, after = given.logprobs[:-1], given.logprobs[1:]
     suspect = np.flatnonzero(after >= before)  # few: where rows begin, and ties
     rises = (after[suspect] > before[suspect]) | (given.ids[suspect + 1] < given.ids[suspect])
-    wrong = suspect[rises & ~ragged.firsts(given.count)[suspect + 1]]
+    wrong = suspect[rises & ~ragged.are_firsts(suspect + 1, given.count)]
     if len(wrong) == 0:
         return given
     row = ragged.rows(given.count)
@@ -246,7 +246,7 @@ def cut_candidates(given: Candidates, cut: Cut) -> Kept:
     mask = np.ones(len(rank), np.bool_) if cut.top_k is None else rank < cut.top_k
     if cut.top_p is not None:
         before = np.cumsum(probability) - probability
-        before -= ragged.spread(before[ragged.firsts(given.count)], given.count[given.count > 0])
+        before -= ragged.spread(ragged.heads(before, given.count), given.count[given.count > 0])
         mask &= (before < cut.top_p) | (rank < cut.min_k)
     kept = given.keep(mask)
     return Kept(kept, ragged.row_sums(probability[mask], kept.count), sums)

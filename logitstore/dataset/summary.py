@@ -12,7 +12,7 @@ from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, decode_values
 
-MEASURED: Final = 8
+MEASURED: Final = 16
 """What rounding cost is measured on one sequence of so many: decoding all of them would slow writing down."""
 
 
@@ -28,7 +28,7 @@ class Summary:
         encodings: sequences under each encoding.
         columns: sequences that have each optional column.
         highest_id: highest candidate id, -1 where there are none.
-        max_error: largest difference of a decoded logprob to the one given, nats, in every 8th sequence.
+        max_error: largest difference of a decoded logprob to the one given, nats, in every 16th sequence.
         kl_sum: sum of KL(given ‖ decoded) over their positions, both renormalised over the candidates, nats.
         kl_positions: positions in that sum.
     """
@@ -66,7 +66,7 @@ class Summary:
             self.columns[column] = self.columns.get(column, 0) + 1
 
     def measure(self, given: Candidates, values: Values, resolution: float) -> None:
-        """Measure what rounding cost, by decoding the first sequence of every eight."""
+        """Measure what rounding cost, by decoding the first sequence of every sixteen."""
         if (self.sequences - 1) % MEASURED or len(given.ids) == 0:
             return
         present = given.count > 0

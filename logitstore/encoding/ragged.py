@@ -41,6 +41,20 @@ def present(count: NDArray[Any]) -> NDArray[Any]:
     return count if len(count) and count.min() > 0 else count[count > 0]
 
 
+def are_firsts(at: NDArray[np.int64], count: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of these flat indexes are those of a row's first value."""
+    if k := uniform(count):
+        return np.asarray(at % k == 0)
+    return firsts(count)[at]
+
+
+def heads(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
+    """The first value of each row that is not empty."""
+    if k := uniform(count):
+        return np.ascontiguousarray(values[::k])
+    return np.asarray(values[offsets(count)[:-1][count > 0]])
+
+
 def spread(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
     """One value a row, repeated for each value of that row: [sum of counts]."""
     return np.repeat(values, count)

@@ -127,7 +127,7 @@ def encode_values(
     wide = len(gaps) > 0 and int(gaps.max()) > 0xFFFF
     return Values(
         Encoding.GRID_WIDE if wide else Encoding.GRID,
-        logprobs[ragged.firsts(count)],
+        ragged.heads(logprobs, count),
         gaps.astype(np.uint32 if wide else np.uint16),
     )
 
@@ -228,7 +228,7 @@ def _steps(logprobs: NDArray[np.float32], count: NDArray[Any], resolution: float
         matrix = steps.reshape(-1, k)
         np.subtract(matrix[:, :1].copy(), matrix, out=matrix)
     else:
-        steps = ragged.spread(steps[ragged.firsts(count)], count[count > 0]) - steps
+        steps = ragged.spread(ragged.heads(steps, count), count[count > 0]) - steps
     steps *= 1 / resolution  # exact: a power of two
     return np.rint(steps, out=steps)
 
@@ -274,7 +274,7 @@ def _logits_by_anchors(
     if bool(np.isnan(anchors).any()):
         return None
     exact = logprobs.astype(np.float64)
-    best = exact[ragged.firsts(count)]
+    best = ragged.heads(exact, count)
     logsumexp = np.full(len(count), np.nan, np.float32)
     logsumexp[present] = anchors - best
     exact += ragged.spread(anchors - best, count[present])
@@ -311,4 +311,4 @@ def _encode_ordinals(
 ) -> Values:
     # Ordinals fall from candidate to candidate; the unsigned difference the other way round is the gap.
     gaps = ragged.differences(np.invert(ordinals), count)
-    return Values(encoding, ordinals[ragged.firsts(count)], gaps, logsumexp)
+    return Values(encoding, ragged.heads(ordinals, count), gaps, logsumexp)

@@ -163,11 +163,14 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     ]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
     info = ChunkInfo(order=base64.b64encode(encode_cell(order)).decode(), order_length=len(order))
+    metadata = json.encode(info)
     prefix = schema.serialize().size
-    sink = pa.BufferOutputStream()
+    # Room for everything at once: a growing stream copies what it has again and again.
+    buffer = pa.allocate_buffer(prefix + pa.ipc.get_record_batch_size(batch) + len(metadata) + 1024)
+    sink = pa.FixedSizeBufferWriter(buffer)
     # Every writer begins with the schema message; only what follows it is the chunk.
-    pa.ipc.new_stream(sink, schema).write_batch(batch, custom_metadata={HEADER_KEY: json.encode(info)})
-    return sink.getvalue().slice(prefix)
+    pa.ipc.new_stream(sink, schema).write_batch(batch, custom_metadata={HEADER_KEY: metadata})
+    return buffer.slice(prefix, sink.tell() - prefix)
 
 
 def _encode_row(sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]) -> dict[str, bytes]:
@@ -195,6 +198,7 @@ class Chunk:
         self.lengths: list[int] = batch.column(1).to_pylist()
         self.encodings: list[int] = batch.column(2).to_pylist()
         self.cells = {name: batch.column(FORMAT_NAMES.index(name)) for name in _CELLS}
+        self.user_names: list[str] = batch.schema.names[len(FORMAT_FIELDS) :]
         self._decoded_before = False
 
     @functools.cached_property
@@ -278,7 +282,7 @@ class _Row:
         for name in OPTIONAL_TYPES:
             if name in columns:
                 fields[name] = _DECODE_OPTIONAL[name](self.optional(name), self.length)
-        names = self.chunk.batch.schema.names[len(FORMAT_FIELDS) :]
+        names = self.chunk.user_names
         if user := [name for name in names if name in columns]:
             fields["columns"] = {name: _as_python(self.chunk.batch.column(name)[self.row]) for name in user}
         elif not names:
