@@ -199,3 +199,27 @@ def test_a_full_disk_is_an_error_and_no_dataset(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(logitstore.IncompleteDatasetError):
         logitstore.open(tmp_path / "d")
+
+
+def test_a_chunk_that_was_not_written_whole_ends_the_writing(tmp_path, monkeypatch):
+    """Also for those who catch the error and go on: what came behind half a chunk could not be read."""
+    write = DurableFile.write
+
+    def fail(self, data):
+        if self.size == 0:
+            return write(self, data)
+        self._file.write(bytes(memoryview(data)[:100]))
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(logitstore.InvalidInputError, match="nothing was committed.*No space"),
+        logitstore.Writer(tmp_path / "d", logit_width=10, chunk_candidates=1) as writer,
+    ):
+        monkeypatch.setattr(DurableFile, "write", fail)
+        with pytest.raises(OSError, match="No space"):
+            add(writer, "a")
+        monkeypatch.undo()
+        with pytest.raises(logitstore.InvalidInputError, match="closed"):
+            add(writer, "b")
+    with pytest.raises(logitstore.IncompleteDatasetError):
+        logitstore.open(tmp_path / "d")

@@ -414,3 +414,34 @@ def test_the_summary_measures_what_rounding_cost(tmp_path, rows):
     assert writer.summary.mean_kl == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-3)
     assert writer.summary.max_error == pytest.approx(np.abs(decoded - logprobs).max(), abs=1e-5)
     assert writer.summary.bytes == logitstore.open(tmp_path / "d").info.totals.bytes
+
+
+def test_buffers_and_values_can_be_used_again(tmp_path):
+    tokens, ids, logprobs = np.array([1, 2], np.uint32), np.array([[1], [2]], np.int32), np.zeros((2, 1), np.float32)
+    vector, tags, floats = np.zeros(2), ["a"], np.zeros(2, np.float32)
+    with logitstore.Writer(tmp_path / "d", logit_width=10, values="grid") as writer:
+        for i in range(3):
+            tokens[:], ids[:], logprobs[:], vector[:], tags[0], floats[:] = i, i, -1.0 - i, i, str(i), i
+            writer.add(tokens, ids, logprobs, entropy=floats, vector=vector, tags=tags)
+    for i, sequence in enumerate(logitstore.open(tmp_path / "d")):
+        assert sequence.tokens.tolist() == sequence.ids.tolist() == [i, i]
+        assert sequence.logprobs.tolist() == [-1.0 - i] * 2
+        assert sequence.entropy.tolist() == [i, i]
+        assert sequence.columns == {"vector": [i, i], "tags": [str(i)]}
+
+
+def test_all_shards_say_one_logit_width(tmp_path):
+    with logitstore.Writer(tmp_path / "d", shard_bytes=1, chunk_candidates=1) as writer:
+        writer.add([1], [[1]], [[-0.5]])
+        writer.add_logits([1], np.zeros((1, 50), np.float32))
+    dataset = logitstore.open(tmp_path / "d")
+    assert [len(s.ids) for s in dataset] == [1, 50]
+    assert dataset.info.logit_width is None
+
+
+def test_logits_that_are_refused_say_no_width(tmp_path):
+    with logitstore.Writer(tmp_path / "d") as writer:
+        with pytest.raises(logitstore.InvalidInputError):
+            writer.add_logits([1, 2], np.zeros((50, 2), np.float32))
+        writer.add_logits([1, 2], np.zeros((2, 50), np.float32))
+    assert logitstore.open(tmp_path / "d").info.logit_width == 50

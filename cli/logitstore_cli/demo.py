@@ -38,7 +38,9 @@ def command(context: click.Context, directory: Path | None, overwrite: bool) -> 
         target = directory if directory is not None else Path(scratch) / "demo"
         with as_file(files("logitstore") / "demo" / CAPTURE) as capture:
             source = capture.stat().st_size
-            converted = convert([capture], target, teacher="google/gemma-3-270m", overwrite=overwrite)
+            converted = convert(
+                [capture], target, teacher="google/gemma-3-270m", logit_width=262_144, overwrite=overwrite
+            )
         for text in converted.notes:
             note(f"Note: {text}")
         shown = str(directory) if directory is not None else "demo"

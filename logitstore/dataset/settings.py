@@ -64,7 +64,7 @@ class Settings:
 
         Args:
             width: of the logits.
-            fixed: whether a shard says already what the width is.
+            fixed: whether there are sequences already: all shards say one width.
 
         Raises:
             InvalidInputError: another width was said before.

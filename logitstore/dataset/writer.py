@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -120,6 +121,7 @@ class Writer:
         self._open_size = [0, 0, 0]  # candidates, positions, bytes of users' columns
         self._shard: ShardWriter | None = None
         self._closed = False
+        self._failure: BaseException | None = None
         self.summary = Summary()
 
     def __enter__(self) -> Self:
@@ -221,9 +223,9 @@ class Writer:
         with self._adding(id) as name:
             token_array = checked.as_tokens(tokens)
             width = np.shape(logits)[-1] if np.ndim(logits) == 2 else 0
-            self._settings = self._settings.with_logit_width(width, fixed=self._shard is not None)
-            top_k = self._settings.cut.top_k or DEFAULT_LOGITS_TOP_K
-            kept = reduce_logits(token_array, logits, top_k)
+            settings = self._settings.with_logit_width(width, fixed=self.summary.sequences > 0)
+            kept = reduce_logits(token_array, logits, settings.cut.top_k or DEFAULT_LOGITS_TOP_K)
+            self._settings = settings
             optional = _optional(
                 len(token_array), kept.target_logprob, kept.target_rank, kept.logsumexp, entropy, loss_mask
             )
@@ -275,8 +277,11 @@ class Writer:
         """Write what is left and commit the dataset; does nothing the second time.
 
         Raises:
-            InvalidInputError: a user's column cannot be stored.
+            InvalidInputError: a user's column cannot be stored, or writing failed before.
+            OSError: the disk is full, say.
         """
+        if self._failure is not None:
+            raise InvalidInputError(f"nothing was committed, since writing failed before: {self._failure}")
         if self._closed:
             return
         try:
@@ -351,6 +356,9 @@ class Writer:
                 f"{len(ids)} candidates, over the limit of {SEQUENCE_CANDIDATES}: cut the sequence up, or use top_k"
             )
         column_bytes = self._columns.check(columns)
+        columns = copy.deepcopy(
+            columns
+        )  # they are stored when the chunk closes; the caller may have changed them by then
         if not self._ids.add(name):
             raise InvalidInputError("this id was added before; ids are unique in a dataset")
         size = (len(ids), len(tokens), column_bytes)
@@ -365,17 +373,25 @@ class Writer:
             self._flush()
 
     def _flush(self) -> None:
-        """Write the open chunk; close the shard when it is large enough."""
+        """Write the open chunk; close the shard when it is large enough.
+
+        A chunk that was not written whole ends the writing: what would come behind it could not be read.
+        """
         if not self._open:
             return
-        user = self._columns.arrays(self._open)
-        if self._shard is None:
-            schema = shard_schema(self._settings.header(), self._columns.fields())
-            self._shard = ShardWriter(self._commit.next_shard(), schema)
-        self._shard.write(self._open, user)
-        self._open, self._open_size = [], [0, 0, 0]
-        if self._shard.bytes >= self._settings.shard_bytes:
-            self._finish_shard()
+        try:
+            user = self._columns.arrays(self._open)
+            if self._shard is None:
+                schema = shard_schema(self._settings.header(), self._columns.fields())
+                self._shard = ShardWriter(self._commit.next_shard(), schema)
+            self._shard.write(self._open, user)
+            self._open, self._open_size = [], [0, 0, 0]
+            if self._shard.bytes >= self._settings.shard_bytes:
+                self._finish_shard()
+        except BaseException as error:
+            self._failure = error
+            self.abort()
+            raise
 
     def _finish_shard(self) -> None:
         if self._shard is not None:

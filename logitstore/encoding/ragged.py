@@ -49,9 +49,9 @@ def are_firsts(at: NDArray[np.int64], count: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def heads(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
-    """The first value of each row that is not empty."""
+    """The first value of each row that is not empty, as an array of its own."""
     if k := uniform(count):
-        return np.ascontiguousarray(values[::k])
+        return values[::k].copy()
     return np.asarray(values[offsets(count)[:-1][count > 0]])
 
 
