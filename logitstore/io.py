@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import pyarrow as pa
 
-from logitstore.errors import CorruptDataError, SourceNotFoundError
+from logitstore.errors import CorruptDataError, DatasetExistsError, SourceNotFoundError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -138,13 +138,19 @@ class DurableFile:
     Use as a context manager: leaving it without `publish` leaves the temporary file for `logitstore recover`.
 
     Raises:
-        FileExistsError: another writer's temporary file is there.
+        DatasetExistsError: another writer's temporary file is there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.temporary = path.with_name(path.name + ".partial")
-        self._file = self.temporary.open("xb", buffering=0)
+        try:
+            self._file = self.temporary.open("xb", buffering=0)
+        except FileExistsError:
+            raise DatasetExistsError(
+                f"{self.temporary} is there: another writer is at work, or one was stopped; wait for it, or overwrite the "
+                f"dataset (--overwrite)"
+            ) from None
         self._hash = hashlib.sha256()
         self._unsynced = 0
         self._synced_at = time.monotonic()

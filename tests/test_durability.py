@@ -164,11 +164,14 @@ def test_writes_are_synced_in_groups_by_bytes_and_by_age(tmp_path, monkeypatch):
 
 def test_a_temporary_file_of_another_writer_is_not_touched(tmp_path):
     (tmp_path / "d" / "data" / "train").mkdir(parents=True)
-    with logitstore.Writer(tmp_path / "d", logit_width=10) as writer:
+    with (
+        pytest.raises(logitstore.InvalidInputError, match="nothing was committed"),
+        logitstore.Writer(tmp_path / "d", logit_width=10) as writer,
+    ):
         theirs = tmp_path / "d" / "data" / "train" / "train-00000.arrow.partial"
         theirs.write_text("another writer's")
         add(writer, "a")
-        with pytest.raises(FileExistsError):
+        with pytest.raises(FileExistsError, match="another writer is at work"):
             writer.close()
     assert theirs.read_text() == "another writer's"
 
@@ -212,7 +215,7 @@ def test_a_chunk_that_was_not_written_whole_ends_the_writing(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     with (
-        pytest.raises(logitstore.InvalidInputError, match="nothing was committed.*No space"),
+        pytest.raises(logitstore.InvalidInputError, match=r"nothing was committed.*No space"),
         logitstore.Writer(tmp_path / "d", logit_width=10, chunk_candidates=1) as writer,
     ):
         monkeypatch.setattr(DurableFile, "write", fail)

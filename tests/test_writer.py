@@ -234,6 +234,7 @@ NAN, INF = float("nan"), float("inf")
         (([1, 2], [[1, 2], [3, 4]], A), {"id": "\ud800"}, "not valid Unicode"),
         (([1, 2], [[1, 2], [3, 4]], A), {"id": "first"}, "this id was added before"),
         (([1, 2], [[1, 2], [3, 4]], A), {"tokens_": [1], "ids_": object()}, "no common Arrow type"),
+        (([1, 2], [[1, 2], [3, 4]], A), {"what": (i for i in ())}, "is no data"),
         (([1, 2], [[1, 2], [3, 4]], A), {"logits": 1}, "the format uses this name"),
     ],
 )

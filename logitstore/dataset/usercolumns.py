@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any, Final
 
@@ -72,6 +73,18 @@ class UserColumns:
     def types(self) -> dict[str, str]:
         """Names and types, as the manifest says them."""
         return {name: str(kind) for name, kind in (self._types or {}).items()}
+
+
+def own_values(columns: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the values: they are stored when the chunk closes, and the caller may have changed them by then.
+
+    Raises:
+        InvalidInputError: a value that cannot be copied, and so is no data.
+    """
+    try:
+        return copy.deepcopy(columns)
+    except (TypeError, copy.Error) as error:
+        raise InvalidInputError(f"a value of the columns {', '.join(columns)} is no data ({error})") from error
 
 
 def _check_name(name: str) -> None:

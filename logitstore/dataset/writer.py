@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from logitstore.dataset.ids import IdSet
 from logitstore.dataset.logits import reduce_logits
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.summary import Summary
-from logitstore.dataset.usercolumns import UserColumns
+from logitstore.dataset.usercolumns import UserColumns, own_values
 from logitstore.encoding.values import Encoding, Values, ValuesOption, encode_values
 from logitstore.errors import InvalidInputError, LogitStoreWarning
 from logitstore.limits import (
@@ -356,9 +355,7 @@ class Writer:
                 f"{len(ids)} candidates, over the limit of {SEQUENCE_CANDIDATES}: cut the sequence up, or use top_k"
             )
         column_bytes = self._columns.check(columns)
-        columns = copy.deepcopy(
-            columns
-        )  # they are stored when the chunk closes; the caller may have changed them by then
+        columns = own_values(columns)
         if not self._ids.add(name):
             raise InvalidInputError("this id was added before; ids are unique in a dataset")
         size = (len(ids), len(tokens), column_bytes)
