@@ -148,8 +148,8 @@ class DurableFile:
             self._file = self.temporary.open("xb", buffering=0)
         except FileExistsError:
             raise DatasetExistsError(
-                f"{self.temporary} is there: another writer is at work, or one was stopped; wait for it, or overwrite the "
-                f"dataset (--overwrite)"
+                f"{self.temporary} is there: another writer is at work, or one was stopped; wait for it, or overwrite "
+                f"the dataset (--overwrite)"
             ) from None
         self._hash = hashlib.sha256()
         self._unsynced = 0

@@ -249,3 +249,37 @@ def test_forged_messages_do_not_crash(tmp_path, victim):
         except logitstore.LogitStoreError:
             refused += 1
     assert refused > 1000
+
+
+@pytest.mark.parametrize("width", [10, 2**21])
+def test_ids_outside_the_logit_width_are_refused_in_every_row(tmp_path, width):
+    """An id of the token order, one behind it, and one that wraps: in the first row of a chunk and in later ones."""
+    from logitstore.encoding.values import Encoding, Values
+    from logitstore.io import MappedFile
+    from logitstore.schema import ShardHeader, serialise_header
+    from logitstore.shard.chunk import StoredSequence, shard_schema
+    from logitstore.shard.reader import Shard
+    from logitstore.shard.writer import ShardWriter
+
+    header = ShardHeader(
+        version="1.0", pco="4.1", logit_width=width, normalised="vocabulary", temperature=1.0, resolution=1 / 32
+    )
+    grid = Values(Encoding.GRID, np.full(1, -1, np.float32), np.full(1, 8, np.uint16))
+
+    def row(name, *ids):
+        return StoredSequence(name, np.zeros(1, np.uint32), np.full(1, 2, np.uint32), np.array(ids, np.uint32), grid)
+
+    rows = [row("good", 1, 2), row("often", 3, width), row("often again", 4, width), row("once", 5, width + 7)]
+    rows += [row("negative", 6, 2**31 + 5), row("negative again", 7, 2**31 + 5), row("good again", 1, 2)]
+    writer = ShardWriter(tmp_path / "s.arrow", shard_schema(serialise_header(header), []))
+    writer.write(rows, [])
+    writer.finish()
+    wanted = frozenset(["ids"])
+    for first in range(len(rows)):
+        chunk = Shard(MappedFile(tmp_path / "s.arrow")).chunk(0)
+        for place in (first, *range(len(rows))):
+            if rows[place].id.startswith("good"):
+                assert chunk.sequence(place, wanted).ids.tolist() == [1, 2]
+            else:
+                with pytest.raises(logitstore.CorruptDataError, match="id"):
+                    chunk.sequence(place, wanted)

@@ -276,7 +276,8 @@ class _Row:
     def decode(self, columns: frozenset[str]) -> Sequence:
         fields: dict[str, Any] = {"id": self.chunk.batch.column(0)[self.row].as_py()}
         if "tokens" in columns:
-            fields["tokens"] = self.ids("tokens", self.cell("tokens", self.length, _U32), ID_LIMIT)
+            tokens = decode_ids(self.cell("tokens", self.length, _U32), self.chunk.order)
+            fields["tokens"] = self.checked("tokens", tokens, ID_LIMIT)
         if columns & {"count", "ids", "logprobs", "draws", "logits"}:
             fields |= self.candidates(columns)
         for name in OPTIONAL_TYPES:
@@ -289,21 +290,24 @@ class _Row:
             fields["columns"] = {}
         return Sequence.of(fields)
 
-    def ids(self, name: str, codes: NDArray[np.uint32], limit: int) -> NDArray[np.uint32]:
-        ids = decode_ids(codes, self.chunk.order)
+    def candidate_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
+        limit = self.chunk.header.logit_width or ID_LIMIT
+        table = self.chunk.table()
+        if table is None:
+            return self.checked("ids", decode_ids(codes, self.chunk.order), limit).view(np.int32)
+        try:
+            ids = table.take(codes)
+        except IndexError:
+            raise CorruptDataError(f"a candidate's id is not below the logit width {limit}", code="id-range") from None
+        # The order holds tokens too, which may be above the logit width.
+        self.checked("ids", ids.view(np.uint32), limit)
+        return ids
+
+    @staticmethod
+    def checked(name: str, ids: NDArray[np.uint32], limit: int) -> NDArray[np.uint32]:
         if len(ids) and int(ids.max()) >= limit:
             raise CorruptDataError(f"the column {name} holds the id {int(ids.max())}, limit {limit}", code="id-range")
         return ids
-
-    def candidate_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
-        table = self.chunk.table()
-        if table is None:
-            return self.ids("ids", codes, self.chunk.header.logit_width or ID_LIMIT).view(np.int32)
-        try:
-            return table.take(codes)
-        except IndexError:
-            width = self.chunk.header.logit_width
-            raise CorruptDataError(f"a candidate's id is not below the logit width {width}", code="id-range") from None
 
     def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
         count = self.cell("count", self.length, _U32)
