@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from logitstore.encoding.cells import encode_cell
-from logitstore.encoding.codes import id_encoder, token_order
+from logitstore.encoding.codes import encode_ids, token_order
 from logitstore.encoding.values import Encoding, encode_draws, encode_values
 from logitstore.shard.chunk import encode_tail
 
@@ -32,8 +32,10 @@ def examples() -> str:
     count = np.array([3, 0, 2], np.uint32)
     ids = np.array([7, 4, 9, 5, 7], np.uint32)
     logprobs = np.array([-0.5, -1.25, -3.0, -0.0625, -4.0], np.float32)
-    order = token_order(ids, tokens)
-    code = id_encoder(order, 9)
+    everything = np.concatenate([ids, tokens], dtype=np.intp)
+    order = token_order(everything)
+    codes = encode_ids(everything, order)
+    id_codes, token_codes = codes[: len(ids)], codes[len(ids) :]
     out = "Three positions, tokens 2, 7, 5. Position 0 has the candidates 7 (-0.5), 4 (-1.25), 9 (-3.0); position 1\n"
     out += (
         "has none; position 2 has 5 (-0.0625), 7 (-4.0). In this chunk the ids 5 and 7 occur twice or more: 7 three\n"
@@ -41,9 +43,9 @@ def examples() -> str:
     out += f"times, 5 twice. The token order is {order.tolist()}, M' = {len(order)}.\n\n"
     out += head
     out += row("order", order, "u32")
-    out += row("tokens", code(tokens), "u32")
+    out += row("tokens", token_codes, "u32")
     out += row("count", count, "u32")
-    out += row("ids", code(ids), "u32")
+    out += row("ids", id_codes, "u32")
     grid = encode_values(logprobs, count, "grid", 1 / 32)
     out += row("top", grid.top, "f32") + row("gaps", grid.gaps, "u16")
     mass = np.array([np.exp(logprobs[:3].astype(float)).sum(), 0, np.exp(logprobs[3:].astype(float)).sum()])
@@ -62,7 +64,7 @@ def examples() -> str:
     out += _pair("bfloat16", values)
     out += "| `bfloat16` " + row("logsumexp", logsumexp, "f32")
     draws = np.array([31, 15, 4, 46, 4], np.uint32)
-    steps, total, rest = encode_draws(code(ids), draws, count)
+    steps, total, rest = encode_draws(id_codes, draws, count)
     out += f"| `draws` ({int(Encoding.DRAWS)}) " + row("ids", steps, "u32")
     out += "| `draws` " + row("top", total, "u32") + "| `draws` " + row("gaps", rest, "u32")
     out += "\nThe bfloat16 logits are 17.5, 16.75, 15.0 (logsumexp 18.0) and 3.0, -0.9375 (logsumexp 3.0625). Under\n"

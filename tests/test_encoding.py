@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from logitstore.encoding import decode, ragged
 from logitstore.encoding.anchor import find_anchors
 from logitstore.encoding.cells import PCO_VERSION, CellDecoder, can_decode, encode_cell
-from logitstore.encoding.codes import DENSE_LIMIT, id_encoder, token_order
+from logitstore.encoding.codes import DENSE_LIMIT, encode_ids, token_order
 from logitstore.encoding.ordinals import bits_to_ordinals, ordinals_to_bits, round_to_bfloat16
 from logitstore.encoding.values import (
     CELL_TYPES,
@@ -85,14 +85,10 @@ def test_pcodec_versions():
             can_decode(text)
 
 
-def encode(ids, order):
-    return id_encoder(order, max(ids.max(initial=0), order.max(initial=0)))(ids)
-
-
 @given(hnp.arrays(np.int64, st.integers(0, 200), elements=st.integers(0, 2**31 - 1) | st.integers(0, 20)))
 def test_codes_round_trip(ids):
     order = token_order(ids)
-    codes = encode(ids, order)
+    codes = encode_ids(ids, order)
     assert (decode.decode_ids(codes, order) == ids).all()
     assert codes.dtype == np.uint32
 
@@ -104,14 +100,14 @@ def test_the_order_is_by_frequency_then_id(ids, high):
     order = token_order(ids).tolist()
     times = {i: int((ids == i).sum()) for i in set(ids.tolist())}
     assert order == sorted((i for i, n in times.items() if n >= 2), key=lambda i: (-times[i], i))
-    assert (decode.decode_ids(encode(ids, np.array(order, np.uint32)), np.array(order, np.uint32)) == ids).all()
+    assert (decode.decode_ids(encode_ids(ids, np.array(order, np.uint32)), np.array(order, np.uint32)) == ids).all()
 
 
 def test_the_order_has_at_most_4096_ids():
     ids = np.repeat(np.arange(10_000), 2)
     order = token_order(ids)
     assert order.tolist() == list(range(4096))
-    assert encode(np.array([4096, 0]), order).tolist() == [8192, 0]
+    assert encode_ids(np.array([4096, 0]), order).tolist() == [8192, 0]
 
 
 @given(any_counts, st.integers(0, 2**16))
@@ -258,7 +254,7 @@ def drawn(draw):
 def test_draws_round_trip_sorted_by_draws_then_id(given_values):
     ids, draws, count = given_values
     order = token_order(ids)
-    steps, top, gaps = encode_draws(encode(ids, order), draws, count)
+    steps, top, gaps = encode_draws(encode_ids(ids, order), draws, count)
     assert top.tolist() == [int(n) for n in ragged.row_sums(draws, count) if n]
     times = decode_draws(top, gaps, count)
     decoded = decode.decode_ids(decode_draw_codes(steps, count), order)

@@ -55,6 +55,13 @@ def heads(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(values[offsets(count)[:-1][count > 0]])
 
 
+def lasts(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
+    """The last value of each row that is not empty."""
+    if k := uniform(count):
+        return values[k - 1 :: k]
+    return np.asarray(values[offsets(count)[1:][count > 0] - 1])
+
+
 def spread(values: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
     """One value a row, repeated for each value of that row: [sum of counts]."""
     return np.repeat(values, count)

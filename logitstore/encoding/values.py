@@ -115,7 +115,7 @@ def encode_values(
     if values == "float32":
         return _encode_float32(logprobs, count)
     steps = _steps(logprobs, count, resolution)
-    highest = float(steps.max())
+    highest = float(ragged.lasts(steps, count).max())
     if highest >= GRID_STEPS:
         if values == "auto":
             return _encode_float32(logprobs, count)

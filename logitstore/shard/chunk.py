@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
 from logitstore.encoding.cells import CellDecoder, encode_cell
-from logitstore.encoding.codes import id_encoder, token_order
+from logitstore.encoding.codes import encode_ids, token_order
 from logitstore.encoding.decode import decode_ids, id_table
 from logitstore.encoding.values import (
     CELL_TYPES,
@@ -103,7 +103,7 @@ class StoredSequence:
 def encode_tail(tail: NDArray[np.float64]) -> NDArray[np.uint16]:
     """round(-32 tail); the last value where there is none (NaN), the one before it where it is log 0."""
     with np.errstate(invalid="ignore"):
-        steps = np.clip(np.rint(tail * -TAIL_STEPS), 0, ZERO_TAIL - 1)
+        steps = np.minimum(np.maximum(np.rint(tail * -TAIL_STEPS), 0), ZERO_TAIL - 1)
     steps[np.isneginf(tail)] = ZERO_TAIL
     steps[np.isnan(tail)] = NO_TAIL
     return steps.astype(np.uint16)
@@ -150,10 +150,11 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     Returns:
         The encapsulated message's bytes.
     """
-    ids = [array for s in sequences for array in (s.ids, s.tokens)]
-    order = token_order(*ids)
-    encode_ids = id_encoder(order, max((int(array.max()) for array in ids if len(array)), default=0))
-    rows = [_encode_row(sequence, encode_ids) for sequence in sequences]
+    parts = [array for s in sequences for array in (s.ids, s.tokens)]
+    ids = np.concatenate(parts, dtype=np.intp)
+    order = token_order(ids)
+    codes = np.split(encode_ids(ids, order), np.cumsum([len(part) for part in parts])[:-1])
+    rows = [_encode_row(*each) for each in zip(sequences, codes[::2], codes[1::2], strict=True)]
     arrays = [
         pa.array([s.id for s in sequences], pa.utf8()),
         pa.array([len(s.tokens) for s in sequences], pa.uint32()),
@@ -173,12 +174,12 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     return buffer.slice(prefix, sink.tell() - prefix)
 
 
-def _encode_row(sequence: StoredSequence, encode_ids: Callable[[NDArray[Any]], NDArray[np.uint32]]) -> dict[str, bytes]:
-    ids, top, gaps = encode_ids(sequence.ids), sequence.values.top, sequence.values.gaps
+def _encode_row(sequence: StoredSequence, ids: NDArray[np.uint32], tokens: NDArray[np.uint32]) -> dict[str, bytes]:
+    top, gaps = sequence.values.top, sequence.values.gaps
     if sequence.values.encoding is Encoding.DRAWS:
         ids, top, gaps = encode_draws(ids, gaps, sequence.count)
     cells = {
-        "tokens": encode_ids(sequence.tokens),
+        "tokens": tokens,
         "count": sequence.count,
         "ids": ids,
         "top": top,
