@@ -235,14 +235,8 @@ def cut_candidates(given: Candidates, cut: Cut) -> Kept:
     Raises:
         InvalidInputError: the probabilities at a position sum to more than 1 + 1e-4.
     """
-    probability = np.exp(given.logprobs)
+    probability = np.exp(given.logprobs, dtype=np.float64)  # a small tail is what float32 would lose of a sum near 1
     sums = ragged.row_sums(probability, given.count)
-    # In float64 the best one alone: what float32 loses of the others is small against the tail that they share.
-    present = given.count > 0
-    best = ragged.heads(given.logprobs, given.count)
-    finer = np.zeros(len(sums))
-    finer[present] = np.exp(best, dtype=np.float64) - ragged.heads(probability, given.count)
-    sums += finer
     if len(sums) and float(sums.max()) > 1 + PROBABILITY_SLACK:
         at = int(np.argmax(sums))
         raise InvalidInputError(
@@ -254,11 +248,11 @@ def cut_candidates(given: Candidates, cut: Cut) -> Kept:
     rank = ragged.ranks(given.count)
     mask = np.ones(len(rank), np.bool_) if cut.top_k is None else rank < cut.top_k
     if cut.top_p is not None:
-        before = np.cumsum(probability, dtype=np.float64) - probability
+        before = np.cumsum(probability) - probability
         before -= ragged.spread(ragged.heads(before, given.count), given.count[given.count > 0])
         mask &= (before < cut.top_p) | (rank < cut.min_k)
     kept = given.keep(mask)
-    return Kept(kept, ragged.row_sums(probability[mask], kept.count) + finer, sums)
+    return Kept(kept, ragged.row_sums(probability[mask], kept.count), sums)
 
 
 def tail_of(tail: ArrayLike | None, kept: Kept) -> NDArray[np.float64]:
