@@ -449,8 +449,8 @@ def test_logits_that_are_refused_say_no_width(tmp_path):
 
 
 def test_a_small_tail_beside_several_large_candidates_is_kept(tmp_path):
-    """Three candidates of a third each, and 1e-5 left: sums in float32 would put the tail off by percents."""
-    third = np.float32(np.log((1 - 1e-5) / 3))
+    """Three candidates of a third each, and 1e-6 left: sums in float32 would put the tail off."""
+    third = np.float32(np.log((1 - 1e-6) / 3))
     sequence = write_one(tmp_path / "d", [1, 2], [[1, 2, 3]] * 2, np.full((2, 3), third))
     exact = np.log1p(-3 * np.exp(np.float64(third)))
     assert np.abs(sequence.tail - exact).max() <= 1 / 64
