@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import logitstore
 from logitstore.convert import Importer, Input, convert, importers
-from logitstore.convert.run import find_importer
+from logitstore.convert.run import open_inputs
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = Path(__file__).parent / "data" / "gemma3-270m-shakespeare-top64.npz"
@@ -200,19 +200,18 @@ def test_importers_come_from_entry_points(monkeypatch):
             raise ImportError("no module")
 
     monkeypatch.setattr("logitstore.convert.run.entry_points", lambda group: [Broken()])
-    importers.cache_clear()
+    monkeypatch.setattr("logitstore.convert.run._loaded", {})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert importers() == {}
     assert "'broken'" in str(caught[0].message)
-    importers.cache_clear()
 
 
 def test_an_input_that_two_importers_recognise_must_be_named(monkeypatch):
     one = importers()["arrays"]
     monkeypatch.setattr("logitstore.convert.run.importers", lambda: {"a": one, "b": one})
     with pytest.raises(logitstore.InvalidInputError, match="say which with --from"):
-        find_importer([Input(FIXTURE)], None)
+        open_inputs([FIXTURE], None)
 
 
 def test_zstd_inputs_are_decompressed(tmp_path):

@@ -235,7 +235,7 @@ def test_progress_limit_and_notes(tmp_path):
     opened = importers()["llama-kld"].read([Input(path)], Options(top_k=2))
     assert (opened.total, opened.done(), opened.sequences) == (path.stat().st_size, 0, 2)
     assert opened.settings == {"top_k": 2, "logit_width": 5}
-    next(opened.items)
+    next(opened.pieces)
     assert 0 < opened.done() <= opened.total
     done = convert_quietly([path], tmp_path / "out", limit=1)
     assert done.summary.sequences == 1
@@ -371,7 +371,7 @@ def test_no_changed_byte_is_another_kind_of_error(tmp_path):
             (tmp_path / "in.kld").write_bytes(changed)
             with contextlib.suppress(SourceError):
                 opened = importers()["llama-kld"].read([Input(tmp_path / "in.kld")], Options())
-                assert len(list(opened.items)) == opened.sequences
+                assert len(list(opened.pieces)) == opened.sequences
 
 
 @real

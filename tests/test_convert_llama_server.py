@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import logitstore
 from logitstore.convert import convert, importers, llama_server
 from logitstore.convert.base import Input, Options
+from logitstore.convert.pool import parsed
 from logitstore.errors import (
     IncompleteDatasetError,
     InvalidInputError,
@@ -416,9 +417,10 @@ def test_every_cut_of_the_last_line_is_found(tmp_path):
     for length in range(1, len(data) - 1):
         path.write_bytes(data + data[:length])
         opened = importers()["llama-server"].read([Input(path)], Options())
-        next(opened.items)
-        with pytest.raises(SourceError, match=r"in\.jsonl, line 2: "):
-            next(opened.items)
+        first, second = parsed(opened, 0)
+        assert first.error is None
+        assert second.place == f"{path}, line 2"
+        assert isinstance(second.error, SourceError)
 
 
 def test_compressed_replies_cut_off_between_two_lines_are_refused(tmp_path):

@@ -16,6 +16,7 @@ COMMANDS = {
     "completion": "logitstore_cli.completion",
     "convert": "logitstore_cli.convert",
     "demo": "logitstore_cli.demo",
+    "export": "logitstore_cli.export",
     "head": "logitstore_cli.head",
     "info": "logitstore_cli.info",
     "validate": "logitstore_cli.validate",

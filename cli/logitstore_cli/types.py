@@ -47,5 +47,21 @@ class ResolutionType(click.ParamType[float]):
             self.fail(f"{value!r} is no resolution; write a power of two such as 1/32", param, ctx)
 
 
+class PairType(click.ParamType[tuple[str, str]]):
+    """Two names, such as `tokens=input_ids`."""
+
+    name = "ours=theirs"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """From text."""
+        if isinstance(value, tuple):
+            return value
+        ours, equals, theirs = str(value).partition("=")
+        if not (ours and equals and theirs):
+            self.fail(f"{value!r} is no pair; write our name and the input's as tokens=input_ids", param, ctx)
+        return ours, theirs
+
+
+PAIR: Final = PairType()
 SIZE: Final = SizeType()
 RESOLUTION: Final = ResolutionType()

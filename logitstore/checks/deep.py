@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Final
-
-import numpy as np
 
 from logitstore.checks.findings import Findings
-from logitstore.checks.rows import check_sequence, top_hits
+from logitstore.checks.rows import check_sequence
+from logitstore.dataset.alignment import Alignment
 from logitstore.dataset.ids import IdSet
 from logitstore.encoding.codes import check_order
 from logitstore.errors import CorruptDataError
@@ -20,8 +18,6 @@ from logitstore.shard.layout import id_hash
 from logitstore.shard.reader import Shard
 from logitstore.shard.sequence import DEFAULT_COLUMNS, Sequence
 from logitstore.tokenizer import Tokenizer
-
-_SHIFTS: Final = (0, 1, 2)
 
 
 class DeepCheck:
@@ -38,8 +34,7 @@ class DeepCheck:
         self.optional: Counter[str] = Counter()
         self.highest_id = -1
         self.highest_token = -1
-        self.hits = np.zeros(len(_SHIFTS), np.int64)
-        self.scored = 0
+        self.alignment = Alignment()
         self.whole = True
         self.row = 0
 
@@ -103,9 +98,7 @@ class DeepCheck:
             self.highest_id = max(self.highest_id, int(sequence.ids.max()))
         if len(sequence.tokens):
             self.highest_token = max(self.highest_token, int(sequence.tokens.max()))
-        hits, scored = top_hits(sequence, _SHIFTS)
-        self.hits += hits
-        self.scored += scored
+        self.alignment.add(sequence.tokens, sequence.count, sequence.offsets, sequence.ids)
         return sequence
 
     def _identify(self, sequence: Sequence, shard: Shard, path: str, number: int, in_shard: int, row: int) -> None:
@@ -128,7 +121,8 @@ class DeepCheck:
 
     def finish(self) -> None:
         """Report what only the whole shows."""
-        self._alignment()
+        if (problem := self.alignment.problem()) is not None:
+            self.findings.add("alignment", problem)
         if self.vocabulary_size is not None and self.highest_token >= self.vocabulary_size:
             self.findings.add(
                 "id-range",
@@ -146,16 +140,3 @@ class DeepCheck:
         ):
             if found != said:
                 self.findings.add("totals", f"the content's {name} are {found}, the manifest says {said}")
-
-    def _alignment(self) -> None:
-        """The best candidate is often the token that follows; when it is another token instead, rows are off."""
-        right = int(self.hits[1])
-        for shift, hits in zip(_SHIFTS, self.hits.tolist(), strict=True):
-            # Twice as often, and by five standard deviations of the difference.
-            if shift != 1 and hits > 2 * right and hits - right > 5 * (hits + right + 1) ** 0.5:
-                self.findings.add(
-                    "alignment",
-                    f"the best candidate of row t is tokens[t + {shift}] at {hits} of {self.scored} positions, but "
-                    f"tokens[t + 1] only at {right}: the rows are off by {shift - 1:+d}; row t must predict "
-                    f"tokens[t + 1]",
-                )

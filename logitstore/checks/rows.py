@@ -56,14 +56,6 @@ def check_sequence(
             )
 
 
-def top_hits(sequence: Sequence, shifts: tuple[int, ...]) -> tuple[NDArray[np.int64], int]:
-    """How often the best candidate of row t is tokens[t + shift], and of how many rows."""
-    rows = np.flatnonzero(sequence.count)
-    rows = rows[rows + max(shifts) < len(sequence.tokens)]
-    best = sequence.ids[sequence.offsets[rows]]
-    return np.array([int((sequence.tokens[rows + s] == best).sum()) for s in shifts]), len(rows)
-
-
 Check = tuple[str, NDArray[np.bool_], Any]
 
 

@@ -7,6 +7,7 @@ token t + 1. Ids of sequences are row numbers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import zipfile
@@ -18,7 +19,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Import, Importer, Input, Item, Options
+from logitstore.convert.base import Import, Importer, Item, Options, Ready
+from logitstore.convert.source import Input
 from logitstore.errors import SourceError
 
 _POSITIONAL: Final = ("tail", "target_logprob", "target_rank", "logsumexp", "entropy", "loss_mask")
@@ -66,12 +68,14 @@ def _read(inputs: list[Input], _options: Options) -> Import:
         if left := sorted(set(arrays) - _KNOWN):
             notes.append(f"{source.name}: the arrays {', '.join(left)} are not known and were left out.")
 
-    def items() -> Iterator[Item]:
+    def pieces() -> Iterator[Ready]:
+        number = itertools.count()
         for source, arrays in zip(inputs, files, strict=True):
-            yield from _sequences(source, arrays, done)
+            for row, item in enumerate(_sequences(source, arrays, done)):
+                yield Ready(f"{source.name}, sequence {row}", next(number), item)
 
     return Import(
-        items=items(),
+        pieces=pieces(),
         done=lambda: done[0],
         total=total,
         sequences=sum(arrays["lengths"].shape[0] for arrays in files),
@@ -204,6 +208,8 @@ def _tensor(data: NDArray[np.uint8], entry: dict[str, Any]) -> _Array:
 IMPORTER: Final = Importer(
     name="arrays",
     description="npz or safetensors with tokens, lengths, ids and logprobs (or logits)",
+    loses="arrays of other names",
     recognises=_recognises,
     read=_read,
+    patterns=("*.npz", "*.safetensors"),
 )

@@ -8,6 +8,7 @@ lowest logprob, uint16 q of every token, and one uint16 of padding where n_vocab
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Import, Importer, Input, Item, Options
+from logitstore.convert.base import Import, Importer, Item, Options, Ready
+from logitstore.convert.lines import progress
+from logitstore.convert.source import Input
 from logitstore.errors import InvalidInputError, LogitStoreError, SourceError
 from logitstore.limits import PROBABILITY_SLACK, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS
 
@@ -98,19 +101,17 @@ def _read(inputs: list[Input], options: Options) -> Import:
                 f"{source.name}: a window would have {candidates} candidates, over the limit of "
                 f"{SEQUENCE_CANDIDATES}; give a smaller top_k"
             )
-    begun: list[Input] = []
 
-    def items() -> Iterator[Item]:
+    def pieces() -> Iterator[Ready]:
+        number = itertools.count()
         for source, header in zip(inputs, headers, strict=True):
-            begun.append(source)
-            yield from _windows(source, header, top_k)
+            for window, item in enumerate(_windows(source, header, top_k)):
+                yield Ready(f"{source.name}, window {window}", next(number), item)
 
-    sizes = [source.size for source in inputs]
     return Import(
-        items=items(),
+        pieces=pieces(),
         settings={"top_k": top_k, "logit_width": headers[0].n_vocab},
-        done=lambda: sum(source.done() for source in begun),
-        total=None if None in sizes else sum(size or 0 for size in sizes),
+        **progress(inputs),
         sequences=sum(header.n_chunk for header in headers),
         notes=[_FLOOR_NOTE, _HALVES_NOTE, _BOS_NOTE],
     )
@@ -294,6 +295,8 @@ def _ranks(q: NDArray[np.uint16], ids: NDArray[np.int32], values: NDArray[np.uin
 IMPORTER: Final = Importer(
     name="llama-kld",
     description="llama.cpp: a file of llama-perplexity --kl-divergence-base (or --save-all-logits)",
+    loses="candidates at the floor of 16 nats under the best; the first half of each window has no distributions",
     recognises=_recognises,
     read=_read,
+    patterns=("*.kld", "*.kld.zst", "*.kld.gz"),
 )

@@ -9,8 +9,9 @@ last ones where a stop word ended the text; `tokens` (asked for with `return_tok
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
 from math import isnan, nan
 from typing import Annotated, Any, Final
 
@@ -19,13 +20,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Import, Importer, Input, Item, Options
+from logitstore.convert.base import Import, Importer, Item, Options, Piece, Record, Tally, ready
+from logitstore.convert.lines import JSONL, first_line, read_lines
+from logitstore.convert.prompts import PromptEncoder
+from logitstore.convert.rows import CLAMPED, Rows, ranks_of, spread
+from logitstore.convert.source import Input
 from logitstore.encoding import ragged
-from logitstore.errors import InvalidInputError, LogitStoreError, MissingDependencyError, SourceError
+from logitstore.errors import SourceError
 from logitstore.limits import ID_LIMIT, PROBABILITY_SLACK
-from logitstore.tokenizer import TOKENIZER_FILE, Tokenizer
 
-_ZERO: Final = -9999.0  # a logprob at or below it means probability zero: JSON has no -inf
 _OWN_KEY: Final = re.compile(rb'"(completion_probabilities|tokens_predicted)"\s*:')
 _FOREIGN_KEY: Final = re.compile(rb'"choices"\s*:')  # OpenAI-style; inside a text its quotes would be escaped
 _OLD_KEY: Final = re.compile(rb'"tok_str"\s*:')
@@ -71,168 +74,117 @@ class _Reply(msgspec.Struct, gc=False):
 
 
 _REPLY: Final = msgspec.json.Decoder(_Reply)
-_Line = tuple[str, _Reply, list[_Entry]]  # where a reply stands, the reply, its entries
 
 
 def _recognises(source: Input) -> bool:
-    try:
-        line = source.head().lstrip().split(b"\n", 1)[0]
-    except (LogitStoreError, OSError):
-        return False
+    line = first_line(source)
     return line.startswith(b"{") and bool(_OWN_KEY.search(line)) and not _FOREIGN_KEY.search(line)
 
 
 def _read(inputs: list[Input], options: Options) -> Import:
-    begun: list[Input] = []
-    kinds: set[bool] = set()
-    lines = _lines(inputs, begun, kinds)
-    first = list(islice(lines, 1))
-    sampled = kinds == {True}
-    reader = _Reader(options.tokenizer, sampled=sampled)
-    sizes = [source.size for source in inputs]
-    return Import(
-        items=map(reader.item, chain(first, lines)),
-        settings={"columns": _COLUMNS} | ({"normalised": "candidates"} if sampled else {}),
-        done=lambda: sum(source.done() for source in begun),
-        total=None if None in sizes else sum(size or 0 for size in sizes),
-        notes=reader.notes,
-        pieces=reader.pieces,
-    )
+    full = options.tokenizer if options.tokenizer is not None and not options.tokenizer.is_partial else None
+    opened = read_lines(inputs, ready)
+    first = next(opened.pieces, None)
+    sampled = first is not None and _sampled(first)
+    opened.pieces = chain([] if first is None else [first], opened.pieces)
+    bos = options.tokenizer.bos_id if options.tokenizer is not None else None
+    opened.parse = _Parser(None if full is None else PromptEncoder(full).load(), bos or 0, sampled)
+    opened.settings = {"columns": _COLUMNS} | ({"normalised": "candidates"} if sampled else {})
+    opened.notes = [_SAMPLED_NOTE if sampled else _RAW_NOTE, *([_CONTEXT_NOTE] if full is None else [])]
+    return opened
 
 
-def _lines(inputs: list[Input], begun: list[Input], kinds: set[bool]) -> Iterator[_Line]:
-    """The replies; `begun` gathers the inputs, `kinds` whether their numbers are probabilities after the samplers."""
-    for source in inputs:
-        begun.append(source)
-        for number, line in source.lines():
-            where = f"{source.name}, line {number}"
-            reply = _parse(line, where)
-            entries = reply.completion_probabilities
-            if entries is None:
-                raise SourceError(f"{where}: there are no completion_probabilities; capture again with n_probs above 0")
-            kinds.update(entry.top_probs is not None or not isnan(entry.prob) for entry in entries)
-            kinds.update(() if kinds else [False])
-            if len(kinds) > 1:
-                says = "probabilities after the samplers (post_sampling_probs) stand beside logprobs in this input"
-                raise SourceError(f"{where}: {says}; convert the two kinds into different datasets")
-            yield where, reply, entries
+def _sampled(piece: Piece) -> bool:
+    """Whether the numbers of the first reply that has some are probabilities after the samplers."""
+    for record in piece.records():
+        try:
+            entries = _REPLY.decode(record.data).completion_probabilities or []
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            continue  # it fails when its turn comes
+        if entries:
+            return any(map(_is_sampled, entries))
+    return False
 
 
-def _parse(line: bytes, where: str) -> _Reply:
+def _is_sampled(entry: _Entry) -> bool:
+    return entry.top_probs is not None or not isnan(entry.prob)
+
+
+def _parse(line: bytes) -> _Reply:
     try:
         return _REPLY.decode(line)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         if _OLD_KEY.search(line):
             says = "the token ids are missing, as in all replies of llama-server before 2025 (probs, tok_str)"
-            raise SourceError(f"{where}: {says}; capture again with a later one") from error
-        raise SourceError(f"{where}: no whole reply of /completion ({error}); capture it again") from error
+            raise SourceError(f"{says}; capture again with a later one") from error
+        raise SourceError(f"no whole reply of /completion ({error}); capture it again") from error
 
 
-def _encoder(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[int]]]:
-    """What makes of a prompt the tokens that the engine may have made of it, the likeliest first."""
-    try:
-        import tokenizers  # noqa: PLC0415 - an optional dependency
-    except ImportError as error:
-        says = "encoding the prompts needs the package tokenizers: pip install 'logitstore[tokenizers]'"
-        raise MissingDependencyError(says) from error
-    path = next(path for path in tokenizer.files if path.name == TOKENIZER_FILE)
-    try:
-        engine = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # it raises nothing narrower
-        raise InvalidInputError(f"{path}: the package tokenizers cannot read it ({error})") from error
-    engine.no_truncation()
-    engine.no_padding()
-    bos = tokenizer.bos_id
-    opening = tokenizer.text([] if bos is None else [bos]) + " "
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """Makes the sequence of a reply.
 
-    def encodings(text: str) -> Iterator[list[int]]:
-        tokens = list(engine.encode(text, add_special_tokens=False).ids)
-        if bos is None or tokens[:1] == [bos]:
-            yield tokens
-        else:
-            yield from ([bos, *tokens], tokens) if tokenizer.adds_bos else (tokens, [bos, *tokens])
-        if bos is not None and text.startswith(opening):
-            # Some tokenizers put a space before a text, which the reply then shows: not a second one.
-            yield [bos, *engine.encode(text.removeprefix(opening), add_special_tokens=False).ids]
+    Attributes:
+        encoder: encodes prompts; None without a tokenizer.
+        placeholder: the token that stands for a prompt.
+        sampled: whether the numbers of all replies are probabilities after the samplers.
+    """
 
-    return encodings
+    encoder: PromptEncoder | None
+    placeholder: int
+    sampled: bool
 
-
-class _Reader:
-    """Makes sequences of replies, whose numbers all are `sampled` or not, and gathers notes and the bytes of tokens."""
-
-    def __init__(self, tokenizer: Tokenizer | None, *, sampled: bool) -> None:
-        self._full = tokenizer if tokenizer is not None and not tokenizer.is_partial else None
-        self._encodings = None if self._full is None else _encoder(self._full)
-        self._bos = tokenizer.bos_id if tokenizer is not None else None
-        self._sampled = sampled
-        self._counted: dict[str, tuple[int, int]] = {}
-        self._doubtful: set[int] = set()
-        self.notes = [_SAMPLED_NOTE if sampled else _RAW_NOTE, *([_CONTEXT_NOTE] if self._full is None else [])]
-        self.pieces: dict[int, bytes] = {}
-
-    def item(self, line: _Line) -> Item:
-        """The sequence of one reply; raises `SourceError` where what it says cannot be."""
-        _, reply, entries = line
-        top = [(entry.top_probs if self._sampled else entry.top_logprobs) or [] for entry in entries]
-        if self._full is None:
-            self._gather(line, top)
-        count, ids, logprobs, own, rank = _numbers(line, top, sampled=self._sampled)
-        generated, at = _generated(line)
-        prompt = self._prompt(reply, generated, at)
-        before = [self._bos or 0] if prompt is None else prompt
+    def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
+        reply = _parse(record.data)
+        entries = reply.completion_probabilities
+        if entries is None:
+            raise SourceError("there are no completion_probabilities; capture again with n_probs above 0")
+        if any(_is_sampled(entry) != self.sampled for entry in entries):
+            says = "probabilities after the samplers (post_sampling_probs) stand beside logprobs in this input"
+            raise SourceError(f"{says}; convert the two kinds into different datasets")
+        top = [(entry.top_probs if self.sampled else entry.top_logprobs) or [] for entry in entries]
+        if self.encoder is None:
+            _gather(tally, entries, top)
+        count, ids, logprobs, own, rank = _numbers(entries, top, sampled=self.sampled)
+        generated, at = _generated(reply, entries)
+        prompt = self._prompt(reply, generated, at, tally)
+        before = [self.placeholder] if prompt is None else prompt
         tokens = np.array([*before, *generated], np.int64)
         rows = len(before) - 1 + np.array(range(len(count)) if at is None else at, np.int64)  # t predicts t + 1
+        found = Rows(count, ids, logprobs, own, rank).arguments(tokens, rows)
+        found["loss_mask"] = spread(np.full(len(rows), prompt is not None), rows, len(tokens), 0)
+        yield Item("add", found | {"prompt": reply.prompt, "text": reply.content})
 
-        def spread(values: NDArray[Any], fill: float) -> NDArray[Any]:
-            column = np.full(len(tokens), fill, values.dtype)
-            column[rows] = values
-            return column
-
-        arguments = {
-            "tokens": tokens,
-            "ids": ids,
-            "logprobs": logprobs,
-            "count": spread(count, 0),
-            "target_logprob": spread(own, nan),
-            "target_rank": spread(rank, 0),
-            "loss_mask": spread(np.full(len(rows), prompt is not None), 0),
-        }
-        return Item("add", arguments | {"prompt": reply.prompt, "text": reply.content})
-
-    def _prompt(self, reply: _Reply, generated: list[int], at: list[int] | None) -> list[int] | None:
+    def _prompt(self, reply: _Reply, generated: list[int], at: list[int] | None, tally: Tally) -> list[int] | None:
         """The prompt's tokens; None where a placeholder must stand for them."""
-        if self._full is None or self._encodings is None:
+        if self.encoder is None:
             return None
         if reply.truncated:
-            self._note(_TRUNCATED_NOTE)
-        if at is None or (not reply.tokens and _has_gap(reply, self._full.pieces(generated))):
-            self._note(_GAP_NOTE)
+            tally.note(_TRUNCATED_NOTE)
+        if at is None or (not reply.tokens and _has_gap(reply, self.encoder.tokenizer.pieces(generated))):
+            tally.note(_GAP_NOTE)
             return None
-        for tokens in self._encodings(reply.prompt) if reply.prompt is not None else ():
+        for tokens in self.encoder.encodings(reply.prompt) if reply.prompt is not None else ():
             if tokens and reply.tokens_evaluated in {None, len(tokens)}:
                 return tokens
-        self._note(_PROMPT_NOTE)
+        tally.note(_PROMPT_NOTE)
         return None
 
-    def _note(self, text: str) -> None:
-        place, n = self._counted.get(text, (len(self.notes), 0))
-        self._counted[text] = (place, n + 1)
-        self.notes[place : place + 1] = [text.format(n=n + 1)]
 
-    def _gather(self, line: _Line, top: list[list[_Candidate]]) -> None:
-        """Keep the bytes of tokens; an entry's own may be those of several tokens, so candidates' replace them."""
-        where, _, entries = line
-        for token in chain(chain.from_iterable(top), entries):
-            doubtful = isinstance(token, _Entry)
-            if token.id not in self.pieces or (token.id in self._doubtful and not doubtful):
-                try:
-                    piece = _PIECE.decode(token.bytes or b"null")
-                except msgspec.MsgspecError as error:
-                    raise SourceError(f"{where}: the bytes of the token {token.id} are none ({error})") from error
-                if piece is not None:
-                    self.pieces[token.id] = bytes(piece)
-                    (self._doubtful.add if doubtful else self._doubtful.discard)(token.id)
+def _gather(tally: Tally, entries: list[_Entry], top: list[list[_Candidate]]) -> None:
+    """Keep the bytes of tokens; an entry's own may be those of several tokens, so candidates' replace them."""
+    for known, tokens in ((tally.pieces, chain.from_iterable(top)), (tally.doubtful, entries)):
+        for token in tokens:
+            if token.id not in known and (piece := _piece(token)) is not None:
+                known[token.id] = piece
+
+
+def _piece(token: _Candidate) -> bytes | None:
+    try:
+        piece = _PIECE.decode(token.bytes or b"null")
+    except msgspec.MsgspecError as error:
+        raise SourceError(f"the bytes of the token {token.id} are none ({error})") from error
+    return None if piece is None else bytes(piece)
 
 
 def _has_gap(reply: _Reply, pieces: list[bytes]) -> bool:
@@ -242,9 +194,8 @@ def _has_gap(reply: _Reply, pieces: list[bytes]) -> bool:
     return not agree and (reply.tokens_predicted or 0) > len(pieces)
 
 
-def _generated(line: _Line) -> tuple[list[int], list[int] | None]:
+def _generated(reply: _Reply, entries: list[_Entry]) -> tuple[list[int], list[int] | None]:
     """The generated tokens, and the places of those with an entry; None where these are not certain."""
-    where, reply, entries = line
     ids = [entry.id for entry in entries]
     tokens = reply.tokens or ids
     if tokens[: len(ids)] == ids:
@@ -252,7 +203,7 @@ def _generated(line: _Line) -> tuple[list[int], list[int] | None]:
     forwards, backwards = _find(ids, tokens), _find(ids[::-1], tokens[::-1])
     if len(forwards) < len(ids):
         says = f"the token {ids[len(forwards)]} of entry {len(forwards)} is not among `tokens` in its place"
-        raise SourceError(f"{where}: {says}; capture this reply again")
+        raise SourceError(f"{says}; capture this reply again")
     sure = forwards == [len(tokens) - 1 - at for at in reversed(backwards)]
     return (tokens, forwards) if sure else (ids, None)
 
@@ -264,35 +215,32 @@ def _find(ids: list[int], tokens: list[int]) -> list[int]:
     return [at for at in places if at is not None]
 
 
-def _numbers(line: _Line, top: list[list[_Candidate]], *, sampled: bool) -> tuple[NDArray[Any], ...]:
+def _numbers(entries: list[_Entry], top: list[list[_Candidate]], *, sampled: bool) -> tuple[NDArray[Any], ...]:
     """Count, flat ids and logprobs of the candidates; logprob of each own token, and its rank where it is one."""
-    where, _, entries = line
     count = np.fromiter(map(len, top), np.int64, len(top))
     row = ragged.rows(count)
     flat = [*chain.from_iterable(top), *entries]
     ids = np.fromiter((token.id for token in flat), np.int64, len(flat))
     given = np.fromiter((token.prob if sampled else token.logprob for token in flat), np.float64, len(flat))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.log(given) if sampled else np.where(given <= _ZERO, -np.inf, given)
+        values = np.log(given) if sampled else np.where(given <= CLAMPED, -np.inf, given)
     wrong = ~(values <= PROBABILITY_SLACK)
     wrong[len(row) :] &= ~np.isnan(given[len(row) :])  # an entry may have no number of its own
     if bool(wrong.any()):
         at = int(np.argmax(wrong))
         says = f"the {'prob' if sampled else 'logprob'} of the token {ids[at]} is missing or cannot be: {given[at]}"
-        raise SourceError(f"{where}: entry {np.r_[row, : len(top)][at]}: {says}; capture it again")
+        raise SourceError(f"entry {np.r_[row, : len(top)][at]}: {says}; capture it again")
     ids, own_ids = np.split(ids, [len(row)])
     values, own = np.split(values.astype(np.float32), [len(row)])
-    is_own = ids == own_ids[row]
-    level = np.full(len(count), np.nan, np.float32)
-    level[row[is_own]] = values[is_own]
-    before = (values > level[row]) | ((values == level[row]) & (ids < own_ids[row]))
-    rank = np.where(np.isfinite(level), 1 + np.bincount(row, before, minlength=len(count)).astype(np.int64), 0)
+    rank = ranks_of(Rows(count, ids, values), own_ids)
     return count, ids, values, np.where(np.isneginf(own), np.float32(np.nan), own), rank
 
 
 IMPORTER: Final = Importer(
     name="llama-server",
     description="llama.cpp: replies of llama-server's /completion with n_probs, one a line",
+    loses="nothing of the distributions; settings of the engine",
     recognises=_recognises,
     read=_read,
+    patterns=JSONL,
 )

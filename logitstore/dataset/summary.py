@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from logitstore.dataset.alignment import Alignment
 from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, decode_values
@@ -31,6 +32,7 @@ class Summary:
         max_error: largest difference of a decoded logprob to the one given, nats, in every 16th sequence.
         kl_sum: sum of KL(given ‖ decoded) over their positions, both renormalised over the candidates, nats.
         kl_positions: positions in that sum.
+        alignment: whether rows seem to be where they should be; of what `add` and `add_logits` were given.
     """
 
     sequences: int = 0
@@ -43,6 +45,7 @@ class Summary:
     max_error: float = 0.0
     kl_sum: float = 0.0
     kl_positions: int = 0
+    alignment: Alignment = field(default_factory=Alignment)
 
     @property
     def bytes_per_position(self) -> float:

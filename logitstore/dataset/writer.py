@@ -21,6 +21,7 @@ from logitstore.dataset.logits import reduce_logits
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.usercolumns import UserColumns, own_values
+from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, ValuesOption, encode_values
 from logitstore.errors import InvalidInputError, LogitStoreWarning
 from logitstore.limits import (
@@ -133,6 +134,11 @@ class Writer:
             self.close()
         else:
             self.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be added any more: it was closed, or writing failed."""
+        return self._closed
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -339,6 +345,7 @@ class Writer:
             optional["logsumexp"] = values.logsumexp
         self._append(name, tokens, kept.count, kept.ids.astype(np.uint32), values, optional, columns)
         self.summary.measure(kept, values, self._settings.resolution)
+        self.summary.alignment.add(tokens, kept.count, ragged.offsets(kept.count), kept.ids)
 
     def _append(
         self,

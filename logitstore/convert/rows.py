@@ -1,0 +1,201 @@
+"""Rows as producers give them, made into what a `Writer` takes: pure functions on flat arrays.
+
+R rows have `count` [R] candidates each, flat in `ids` [N] and `values` [N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.encoding import ragged
+from logitstore.errors import SourceError
+
+CLAMPED: Final = -9999.0
+"""A logprob at or below this stands for probability zero: JSON has no -inf, and servers write this instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Distributions, row by row.
+
+    Attributes:
+        count: int64 [R].
+        ids: int64 [N].
+        logprobs: float32 [N], nats.
+        target_logprob: float32 [R], logprob of the token that really stands there; NaN where unknown.
+        target_rank: int64 [R], its rank from 1; 0 where unknown.
+    """
+
+    count: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+    target_logprob: NDArray[np.float32] | None = None
+    target_rank: NDArray[np.int64] | None = None
+
+    def keep(self, mask: NDArray[np.bool_]) -> Rows:
+        """Only those candidates, [N]."""
+        if bool(mask.all()):
+            return self
+        count = ragged.row_sums(mask, self.count).astype(np.int64)
+        return replace(self, count=count, ids=self.ids[mask], logprobs=self.logprobs[mask])
+
+    def arguments(self, tokens: NDArray[Any], at: NDArray[np.int64] | slice) -> dict[str, Any]:
+        """Arguments of `Writer.add`: these rows at some positions of a sequence, none at the others.
+
+        Args:
+            tokens: integers [T].
+            at: the position of each row; row at t predicts tokens[t + 1].
+        """
+        found: dict[str, Any] = {"tokens": tokens, "ids": self.ids, "logprobs": self.logprobs}
+        found["count"] = spread(self.count, at, len(tokens), 0)
+        if self.target_logprob is not None:
+            found["target_logprob"] = spread(self.target_logprob, at, len(tokens), np.nan)
+        if self.target_rank is not None:
+            found["target_rank"] = spread(self.target_rank, at, len(tokens), 0)
+        return found
+
+
+def spread(values: NDArray[Any], at: NDArray[np.int64] | slice, positions: int, fill: float) -> NDArray[Any]:
+    """A column of that many positions with one value a row at the rows' positions, and `fill` elsewhere."""
+    column = np.full(positions, fill, values.dtype)
+    column[at] = values
+    return column
+
+
+def flat(rows: Sequence[Sequence[Any] | None], dtype: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """(count [R], values [N]) of nested lists, whose values must fit the dtype; a row that is None is empty."""
+    count = np.fromiter((0 if row is None else len(row) for row in rows), np.int64, len(rows))
+    values = chain.from_iterable(row for row in rows if row is not None)
+    return count, np.fromiter(values, dtype, int(count.sum()))
+
+
+def same_shape(count: NDArray[np.int64], other: NDArray[np.int64], name: str, other_name: str) -> None:
+    """Refuse rows of ids and of values that do not fit each other.
+
+    Raises:
+        SourceError: naming the row.
+    """
+    if len(count) != len(other):
+        raise SourceError(f"{name} has {len(count)} rows, {other_name} {len(other)}")
+    if bool((count != other).any()):
+        at = int(np.argmax(count != other))
+        raise SourceError(f"row {at}: {name} has {count[at]} candidates, {other_name} {other[at]}")
+
+
+def without_zeros(rows: Rows, bound: float = CLAMPED) -> Rows:
+    """Leave out the candidates at or below a bound, which stand for probability zero, or for nothing at all."""
+    known = rows.target_logprob
+    if known is not None:
+        known = np.where(known <= bound, np.float32(np.nan), known)
+    return replace(rows, target_logprob=known).keep(~(rows.logprobs <= bound))
+
+
+def of_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float32]:
+    """Logs of probabilities; -inf of 0.
+
+    Raises:
+        SourceError: one is not from 0 to 1.
+    """
+    wrong = ~((probabilities >= 0) & (probabilities <= 1 + 1e-4))
+    if bool(wrong.any()):
+        raise SourceError(f"{probabilities[np.argmax(wrong)]} is no probability: they are from 0 to 1")
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.minimum(probabilities, 1.0, dtype=np.float64)), np.float32)
+
+
+def over_candidates(count: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Logprobs of raw logits, normalised over the candidates of each row alone: float32 [N].
+
+    Raises:
+        SourceError: a logit is NaN or infinite upwards.
+    """
+    values = logits.astype(np.float64)
+    if bool((np.isnan(values) | np.isposinf(values)).any()):
+        raise SourceError("a logit is NaN or infinite")
+    present = ragged.present(count)
+    starts = ragged.offsets(present)[:-1]
+    if len(values) == 0:
+        return values.astype(np.float32)
+    best = np.maximum.reduceat(values, starts)
+    if bool(np.isneginf(best).any()):
+        raise SourceError("all logits of a row are -inf")
+    values -= np.repeat(best, present)
+    values -= np.repeat(np.log(np.add.reduceat(np.exp(values), starts)), present)
+    return values.astype(np.float32)
+
+
+def ranks_of(rows: Rows, tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """The rank from 1 of one token a row among the row's candidates, by logprob and then id; 0 where it is none.
+
+    Args:
+        rows: the candidates, in any order.
+        tokens: integers [R].
+    """
+    row = ragged.rows(rows.count)
+    own = rows.ids == tokens[row]
+    level = np.full(len(rows.count), np.nan, np.float32)
+    level[row[own]] = rows.logprobs[own]
+    before = (rows.logprobs > level[row]) | ((rows.logprobs == level[row]) & (rows.ids < tokens[row]))
+    ranks = 1 + np.bincount(row, before, minlength=len(rows.count)).astype(np.int64)
+    return np.where(np.isfinite(level), ranks, 0)
+
+
+def with_target(rows: Rows, tokens: NDArray[Any], logprob: NDArray[Any], rank: NDArray[Any] | None = None) -> Rows:
+    """Rows whose producer says, beside the best candidates, the logprob of the token that really stands there.
+
+    That token becomes a candidate where it belongs among them: its logprob is not below all of theirs, or its rank is
+    the next one. Else only `target_logprob` and `target_rank` keep it, since candidates are ranks 1 to count without
+    holes.
+
+    Args:
+        rows: the best candidates; a row may list the real token, or not.
+        tokens: integers [R], the real tokens.
+        logprob: floats [R], their logprobs; NaN where the producer gives none.
+        rank: integers [R], their ranks from 1; 0 where unknown.
+    """
+    logprob = logprob.astype(np.float32)
+    said = np.zeros(len(rows.count), np.int64) if rank is None else rank.astype(np.int64)
+    row = ragged.rows(rows.count)
+    listed = np.bincount(row, rows.ids == tokens[row], minlength=len(rows.count)) > 0
+    lowest = np.full(len(rows.count), np.inf, np.float32)
+    np.minimum.at(lowest, row, rows.logprobs)
+    belongs = (logprob >= lowest) | (said == rows.count + 1)
+    added = ~listed & belongs & (logprob > CLAMPED)
+    place = ragged.offsets(rows.count)[:-1][added]
+    rows = replace(
+        rows,
+        count=rows.count + added,
+        ids=np.insert(rows.ids, place, tokens[added]),
+        logprobs=np.insert(rows.logprobs, place, logprob[added]),
+    )
+    within = ranks_of(rows, tokens)
+    known = np.where(np.isneginf(logprob) | (logprob <= CLAMPED), np.float32(np.nan), logprob)
+    return replace(rows, target_logprob=known, target_rank=np.where(within > 0, within, said))
+
+
+def first_of_repeated(rows: Rows) -> Rows:
+    """Leave out a candidate whose id stands before it in its row already."""
+    row = ragged.rows(rows.count)
+    order = np.lexsort((np.arange(len(row)), rows.ids, row))
+    again = np.zeros(len(row), np.bool_)
+    again[order[1:]] = (np.diff(rows.ids[order]) == 0) & (np.diff(row[order]) == 0)
+    return rows.keep(~again)
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """Rows one after another; all have targets, or none."""
+    listed = list(parts)
+    targets = all(part.target_logprob is not None for part in listed)
+    return Rows(
+        np.concatenate([part.count for part in listed]),
+        np.concatenate([part.ids for part in listed]),
+        np.concatenate([part.logprobs for part in listed]),
+        np.concatenate([part.target_logprob for part in listed]) if targets else None,
+        np.concatenate([part.target_rank for part in listed]) if targets else None,
+    )
