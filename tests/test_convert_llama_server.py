@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import tempfile
 import warnings
@@ -330,6 +331,79 @@ def test_probabilities_after_the_samplers(tmp_path, tokenizer):
     assert np.isnan(sequence.target_logprob[[0, 1, 3, 4]]).all()
     assert any("after the samplers" in note for note in notes)
     assert not any("temperature 1" in note for note in notes)
+
+
+def old(text, *top):
+    """What a server before 2025 says of a generated token; `top` are pairs of text and probability."""
+    return {"content": text, "probs": [{"tok_str": each, "prob": prob} for each, prob in top]}
+
+
+def test_tokens_of_old_servers_are_found_by_their_texts(tmp_path, tokenizer):
+    entries = [old("b", ("a", 0.5), ("b", 0.25), ("c", 0.25)), old("z", ("d", 0.75), ("Q", 0.125), ("\ufffd", 0.125))]
+    sequence = one(
+        tmp_path, *entries, prompt="ab", tokens_evaluated=3, options={"tokenizer": tokenizer()}, content="bz",
+        notes=["after the samplers", "1 candidates are left to the tail, because the tokenizer has no",
+               "1 candidates are left to the tail, because the replies do not"],
+    )  # fmt: skip
+    assert logitstore.open(tmp_path / "out").info.normalised == "candidates"
+    assert sequence.tokens.tolist() == [BOS, 1, 2, 2, 26]
+    assert sequence.count.tolist() == [0, 0, 3, 1, 0]
+    assert sequence.ids.tolist() == [1, 2, 3, 4]
+    assert sequence.logprobs == pytest.approx(np.log([0.5, 0.25, 0.25, 0.75]))
+    assert sequence.target_rank.tolist() == [0, 0, 2, 0, 0]
+    assert sequence.target_logprob[2] == pytest.approx(math.log(0.25))
+    assert np.isnan(sequence.target_logprob[[0, 1, 3, 4]]).all()
+    assert sequence.loss_mask.tolist() == [0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("unknown", ["byte: \\xe2", "\ufffd", "", "Q"])
+def test_a_reply_of_an_old_server_ends_before_a_token_that_is_not_certain(tmp_path, tokenizer, unknown):
+    entries = [old("b", ("b", 1.0)), old(unknown, (unknown, 0.5), ("c", 0.5)), old("d", ("d", 1.0))]
+    options = {"tokenizer": tokenizer()}
+    sequence = one(tmp_path, *entries, content="bxd", tokens_predicted=3, options=options, notes=["1 sequences end"])
+    assert sequence.tokens.tolist()[-1:] == [2]
+    assert sequence.ids.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (reply({"content": "b", "probs": [{"tok_str": "b", "prob": None}]}), r"\[0\]\.probs\[0\]\.prob"),
+        (reply({"content": None, "probs": [{"tok_str": "b", "prob": 0.5}]}), r"\[0\]\.content"),
+        (reply({"content": "b", "probs": [{"tok_str": 1, "prob": 0.5}]}), "tok_str"),
+        (reply(old("b", ("b", 1.5))), "entry 0: the prob of the token 2"),
+        (reply(old("b", ("b", -0.5))), "entry 0: the prob of the token 2"),
+        (reply(entry(1, 0.5, PROBS), old("b", ("b", 1.0))), "no whole reply"),
+        (b'{"completion_probabilities": [{"content": "b", "probs": [{"tok_str": "b"', "no whole reply"),
+    ],
+)
+def test_wrong_replies_of_old_servers_are_refused(tmp_path, tokenizer, wrong, match):
+    refused(tmp_path, f"line 2: .*{match}", reply(old("b", ("b", 1.0))), wrong, tokenizer=tokenizer())
+
+
+def mutated(value, rng):
+    """A copy with some nodes replaced or left out."""
+    if rng.random() < 0.05:
+        return rng.choice((None, "x", 1, -1, 0.5, 2**70, -1e308, True, [], {}, [[]], {"id": 1}, "\ufffd"))
+    if isinstance(value, dict):
+        return {key: mutated(each, rng) for key, each in value.items() if rng.random() > 0.03}
+    if isinstance(value, list):
+        return [mutated(each, rng) for each in value if rng.random() > 0.03]
+    return value
+
+
+def test_whatever_a_line_holds_the_outcome_is_items_or_a_clear_error(tmp_path, tokenizer):
+    rng = random.Random(7)
+    new = reply(*entries_of(1, 2), tokens=[1, 2], tokens_evaluated=3, tokens_predicted=2, truncated=False)
+    before = reply(old("b", ("b", 0.5), ("c", 0.5)), old("d", ("e", 0.5)), tokens_evaluated=3)
+    full = logitstore.Tokenizer.from_path(tokenizer())
+    for source, options in ((new, Options()), (new, Options(tokenizer=full)), (before, Options(tokenizer=full))):
+        made = [source, *(mutated(source, rng) for _ in range(500))]
+        (tmp_path / "in.jsonl").write_bytes(lines(*made))
+        outcomes = list(parsed(llama_server.IMPORTER.read([Input(tmp_path / "in.jsonl")], options), 0))
+        assert len(outcomes) == len(made)
+        assert 20 < sum(each.error is None for each in outcomes) < 480
+        assert all(len(i.arguments["count"]) == len(i.arguments["tokens"]) for each in outcomes for i in each.items)
 
 
 def test_probability_zero_is_left_out(tmp_path):

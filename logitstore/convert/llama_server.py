@@ -4,6 +4,9 @@ A reply has the generated tokens, for each of them the best candidates in its pl
 the tokenizer the prompt is encoded again, and a sequence is the prompt's tokens and the generated ones; without it one
 placeholder stands for the prompt. The engine leaves out the entries of tokens that end inside a character, and the
 last ones where a stop word ended the text; `tokens` (asked for with `return_tokens`) has them all.
+
+Servers before 2025 gave probabilities after the samplers, and the texts of tokens instead of their ids: these are found
+through the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,10 +24,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitstore.convert.base import Import, Importer, Item, Options, Piece, Record, Tally, ready
-from logitstore.convert.lines import JSONL, first_line, read_lines
-from logitstore.convert.prompts import PromptEncoder
+from logitstore.convert.lines import JSONL, decode, first_line, read_lines
+from logitstore.convert.prompts import COUNT_NOTE, WITHOUT, PromptEncoder
 from logitstore.convert.rows import CLAMPED, Rows, ranks_of, spread
 from logitstore.convert.source import Input
+from logitstore.convert.vocabulary import (
+    Vocabulary,
+    certain,
+    check_vocabulary,
+    count_left,
+    gather,
+    text_piece,
+    without_repeated,
+)
 from logitstore.encoding import ragged
 from logitstore.errors import SourceError
 from logitstore.limits import ID_LIMIT, PROBABILITY_SLACK
@@ -42,13 +54,10 @@ _CONTEXT_NOTE: Final = (
     "The context is missing, since without a tokenizer one placeholder stands for each prompt: the dataset is fit to "
     "look at, not to train on, and its loss_mask is 0 throughout; convert with the teacher's tokenizer to train on it."
 )
-_WITHOUT: Final = "In {n} of the replies a placeholder stands for the prompt and loss_mask is 0, because "
-_PROMPT_NOTE: Final = _WITHOUT + "the tokenizer does not make as many tokens of the prompt as the engine evaluated."
-_GAP_NOTE: Final = _WITHOUT + "entries are missing and it is not certain which; capture with return_tokens to know."
+_GAP_NOTE: Final = WITHOUT + "entries are missing and it is not certain which; capture with return_tokens to know."
 _TRUNCATED_NOTE: Final = "In {n} of the replies the engine says truncated: the model may have seen less of the context."
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
-_PIECE: Final = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None)
 
 
 class _Candidate(msgspec.Struct, gc=False):
@@ -73,7 +82,22 @@ class _Reply(msgspec.Struct, gc=False):
     truncated: bool = False
 
 
+class _OldCandidate(msgspec.Struct, gc=False):
+    tok_str: str
+    prob: float
+
+
+class _OldEntry(msgspec.Struct, gc=False):
+    content: str
+    probs: list[_OldCandidate]
+
+
+class _OldReply(_Reply, gc=False):
+    completion_probabilities: list[_OldEntry] | None = None  # type: ignore[assignment]
+
+
 _REPLY: Final = msgspec.json.Decoder(_Reply)
+_OLD_REPLY: Final = msgspec.json.Decoder(_OldReply)
 
 
 def _recognises(source: Input) -> bool:
@@ -88,7 +112,9 @@ def _read(inputs: list[Input], options: Options) -> Import:
     sampled = first is not None and _sampled(first)
     opened.pieces = chain([] if first is None else [first], opened.pieces)
     bos = options.tokenizer.bos_id if options.tokenizer is not None else None
-    opened.parse = _Parser(None if full is None else PromptEncoder(full).load(), bos or 0, sampled)
+    encoder = None if full is None else PromptEncoder(full).load()
+    opened.parse = _Parser(encoder, bos or 0, sampled, None if encoder is None else Vocabulary(encoder))
+    opened.check = check_vocabulary
     opened.settings = {"columns": _COLUMNS} | ({"normalised": "candidates"} if sampled else {})
     opened.notes = [_SAMPLED_NOTE if sampled else _RAW_NOTE, *([_CONTEXT_NOTE] if full is None else [])]
     return opened
@@ -100,6 +126,8 @@ def _sampled(piece: Piece) -> bool:
         try:
             entries = _REPLY.decode(record.data).completion_probabilities or []
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            if _OLD_KEY.search(record.data):
+                return True
             continue  # it fails when its turn comes
         if entries:
             return any(map(_is_sampled, entries))
@@ -110,14 +138,43 @@ def _is_sampled(entry: _Entry) -> bool:
     return entry.top_probs is not None or not isnan(entry.prob)
 
 
-def _parse(line: bytes) -> _Reply:
+def _parse(line: bytes, vocabulary: Vocabulary | None, tally: Tally) -> _Reply:
     try:
         return _REPLY.decode(line)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        if _OLD_KEY.search(line):
+        if not _OLD_KEY.search(line):
+            raise SourceError(f"no whole reply of /completion ({error}); capture it again") from error
+        if vocabulary is None:
             says = "the token ids are missing, as in all replies of llama-server before 2025 (probs, tok_str)"
-            raise SourceError(f"{says}; capture again with a later one") from error
-        raise SourceError(f"no whole reply of /completion ({error}); capture it again") from error
+            raise SourceError(f"{says}; give the teacher's --tokenizer, or capture again with a later one") from error
+    return _with_ids(decode(_OLD_REPLY, line, "reply of /completion"), vocabulary, tally)
+
+
+def _with_ids(old: _OldReply, vocabulary: Vocabulary, tally: Tally) -> _Reply:
+    """A reply of an old server as a newer one would give it, up to the first token that is not certain."""
+    said = old.completion_probabilities or []
+    texts = [candidate.tok_str for entry in said for candidate in entry.probs]
+    count = np.fromiter((len(entry.probs) for entry in said), np.int64, len(said))
+    ids = np.fromiter(map(vocabulary.id_of_text, texts), np.int64, len(texts))
+    ids = without_repeated(count, ids)
+    count_left(tally, ids)
+    own = np.fromiter((vocabulary.id_of_text(entry.content) for entry in said), np.int64, len(said))
+    vocabulary.settle(own, [text_piece(entry.content) for entry in said], tally)
+    rows = np.split(ids, np.cumsum(count)[:-1])
+    entries = [
+        _Entry(
+            id=int(own[at]),
+            prob=next((each.prob for each in said[at].probs if each.tok_str == said[at].content), nan),
+            top_probs=[
+                _Candidate(id=token, prob=each.prob)
+                for token, each in zip(rows[at].tolist(), said[at].probs, strict=True)
+                if token >= 0
+            ],
+        )
+        for at in range(certain(own, tally))
+    ]
+    fields = {name: getattr(old, name) for name in old.__struct_fields__}
+    return _Reply(**fields | {"completion_probabilities": entries})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +185,16 @@ class _Parser:
         encoder: encodes prompts; None without a tokenizer.
         placeholder: the token that stands for a prompt.
         sampled: whether the numbers of all replies are probabilities after the samplers.
+        vocabulary: finds the tokens of old servers; None without a tokenizer.
     """
 
     encoder: PromptEncoder | None
     placeholder: int
     sampled: bool
+    vocabulary: Vocabulary | None = None
 
     def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
-        reply = _parse(record.data)
+        reply = _parse(record.data, self.vocabulary, tally)
         entries = reply.completion_probabilities
         if entries is None:
             raise SourceError("there are no completion_probabilities; capture again with n_probs above 0")
@@ -144,7 +203,7 @@ class _Parser:
             raise SourceError(f"{says}; convert the two kinds into different datasets")
         top = [(entry.top_probs if self.sampled else entry.top_logprobs) or [] for entry in entries]
         if self.encoder is None:
-            _gather(tally, entries, top)
+            gather(tally, chain.from_iterable(top), entries)
         count, ids, logprobs, own, rank = _numbers(entries, top, sampled=self.sampled)
         generated, at = _generated(reply, entries)
         prompt = self._prompt(reply, generated, at, tally)
@@ -167,24 +226,8 @@ class _Parser:
         for tokens in self.encoder.encodings(reply.prompt) if reply.prompt is not None else ():
             if tokens and reply.tokens_evaluated in {None, len(tokens)}:
                 return tokens
-        tally.note(_PROMPT_NOTE)
+        tally.note(COUNT_NOTE)
         return None
-
-
-def _gather(tally: Tally, entries: list[_Entry], top: list[list[_Candidate]]) -> None:
-    """Keep the bytes of tokens; an entry's own may be those of several tokens, so candidates' replace them."""
-    for known, tokens in ((tally.pieces, chain.from_iterable(top)), (tally.doubtful, entries)):
-        for token in tokens:
-            if token.id not in known and (piece := _piece(token)) is not None:
-                known[token.id] = piece
-
-
-def _piece(token: _Candidate) -> bytes | None:
-    try:
-        piece = _PIECE.decode(token.bytes or b"null")
-    except msgspec.MsgspecError as error:
-        raise SourceError(f"the bytes of the token {token.id} are none ({error})") from error
-    return None if piece is None else bytes(piece)
 
 
 def _has_gap(reply: _Reply, pieces: list[bytes]) -> bool:

@@ -141,6 +141,11 @@ class Writer:
         return self._closed
 
     @property
+    def settings(self) -> Settings:
+        """What it does with every sequence."""
+        return self._settings
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the dataset will name."""
         return self._tokenizer
