@@ -261,7 +261,7 @@ def as_npz(path, **arrays):
         (lambda p: p.write_bytes(b"PK\x03\x04 nothing"), "cannot be read as tokens"),
         (lambda p: p.write_bytes(b"\x93NUMPY\x01\x00\xff"), "cannot be read as tokens"),
         (lambda p: p.write_bytes(b"[1, 2]\n"), "line 1: no JSON object"),
-        (lambda p: p.write_bytes(b'{"ids": [1]}\n'), "line 1: there is neither tokens nor input_ids"),
+        (lambda p: p.write_bytes(b'{"ids": [1]}\n'), "line 1: there is neither input_ids nor tokens"),
         (lambda p: p.write_bytes(b'{"tokens": [1, null, 2, 3]}\n'), "line 1: tokens holds null"),
         (lambda p: p.write_bytes(b'{"tokens": ["a"]}\n'), "line 1: tokens"),
         (lambda p: as_npy(p, np.zeros((2, 4))), "tokens are float64"),

@@ -164,7 +164,8 @@ def with_target(rows: Rows, tokens: NDArray[Any], logprob: NDArray[Any], rank: N
     row = ragged.rows(rows.count)
     listed = np.bincount(row, rows.ids == tokens[row], minlength=len(rows.count)) > 0
     lowest = np.full(len(rows.count), np.inf, np.float32)
-    np.minimum.at(lowest, row, rows.logprobs)
+    with np.errstate(invalid="ignore"):  # NaN, which the writer refuses
+        np.minimum.at(lowest, row, rows.logprobs)
     belongs = (logprob >= lowest) | (said == rows.count + 1)
     added = ~listed & belongs & (logprob > CLAMPED)
     place = ragged.offsets(rows.count)[:-1][added]

@@ -8,7 +8,7 @@ are in the order of the capture's.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -16,13 +16,12 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Item, Options, Record, Tally
+from logitstore.convert.base import Options, Record, Tally
+from logitstore.convert.beside import TOKEN_COLUMNS, needed_tokens, rows_beside
 from logitstore.convert.safetensors_file import open_safetensors
 from logitstore.convert.source import Input, natural
-from logitstore.convert.tables import numbers, read_tables
 from logitstore.errors import InvalidInputError, LogitStoreError, SourceError
 
-_NAMES: Final = ("tokens", "input_ids")
 _ZIP: Final = b"PK\x03\x04"
 _NPY: Final = b"\x93NUMPY"
 _BLOCK_BYTES: Final = 2**22
@@ -116,6 +115,20 @@ def needed(options: Options, what: str) -> TokenFile:
     return TokenFile(options.tokens)
 
 
+def samples_of(path: Path) -> Iterator[NDArray[np.int64]]:
+    """The tokens of one sample after another.
+
+    Raises:
+        SourceNotFoundError: the file is not there.
+        SourceError: it is damaged, or of no kind that is known.
+    """
+    source = Input(path)
+    try:
+        yield from _samples(source)
+    finally:
+        source.close()
+
+
 def _samples(source: Input) -> Iterator[NDArray[np.int64]]:
     try:
         head = source.head()
@@ -124,7 +137,7 @@ def _samples(source: Input) -> Iterator[NDArray[np.int64]]:
         elif source.path.suffix == ".safetensors":
             yield from _of_tensors(source)
         else:
-            yield from _rows(source)
+            yield from rows_beside(source.path, needed_tokens, TOKEN_COLUMNS)
     except _ERRORS as error:
         if isinstance(error, LogitStoreError):
             raise
@@ -152,7 +165,7 @@ def _npz(source: Input) -> Iterator[NDArray[np.int64]]:
     """The rows of an npz; its array is read as a stream, so that it is never whole in memory."""
     with zipfile.ZipFile(source.path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        name = next((name for name in _NAMES if name in names), names[0] if len(names) == 1 else None)
+        name = next((name for name in TOKEN_COLUMNS if name in names), names[0] if len(names) == 1 else None)
         if name is None:
             raise SourceError(f"{source.name}: there is no array `tokens` or `input_ids`; there are {sorted(names)}")
         with archive.open(f"{name}.npy") as stream:
@@ -196,26 +209,6 @@ def _lengths(stream: BinaryIO) -> Iterator[int]:
 
 def _of_tensors(source: Input) -> Iterator[NDArray[np.int64]]:
     tensors = open_safetensors(source)
-    names = sorted(set(_NAMES) & set(tensors), reverse=True)[:1]  # tokens before input_ids
+    names: list[str] = [name for name in TOKEN_COLUMNS if name in tensors][:1]
     for name in names or sorted(tensors, key=lambda name: natural(Path(name))):
         yield from _of_matrix(f"{source.name}, tensor {name}", tensors[name].values)
-
-
-def _rows(source: Input) -> Iterator[NDArray[np.int64]]:
-    tally = Tally()
-    opened = read_tables([source], _of_row, _NAMES)
-    for piece in opened.pieces:
-        for record in piece.records():
-            try:
-                items = list(opened.parse(record, tally))
-            except (SourceError, InvalidInputError) as error:
-                raise SourceError(f"{record.place}: {error}") from error
-            for item in items:
-                yield item.arguments["tokens"]
-
-
-def _of_row(record: Record, _tally: Tally) -> Iterable[Item]:
-    name = next((name for name in _NAMES if name in record.data), None)
-    if name is None:
-        raise SourceError("there is neither tokens nor input_ids in this row")
-    return (Item("add", {"tokens": numbers(record.data, name, np.int64)}),)

@@ -412,7 +412,8 @@ def _recognises(source: Input) -> bool:
     if (1, b"choices") in keys:
         return bool(_FILLED.search(line))
     own = {(1, b"outputs"), (1, b"request_id"), (1, b"prompt_token_ids")}
-    return (1, b"prompt_logprobs") in keys and bool(keys & own) and (1, b"context_logits") not in keys
+    others = {(1, b"context_logits"), (1, b"topk_prompt_logprobs")}  # of TensorRT-LLM and Tinker
+    return (1, b"prompt_logprobs") in keys and bool(keys & own) and not keys & others
 
 
 def _read(inputs: list[Input], options: Options) -> Import:

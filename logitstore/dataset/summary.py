@@ -72,8 +72,7 @@ class Summary:
         """Measure what rounding cost, by decoding the first sequence of every sixteen."""
         if (self.sequences - 1) % MEASURED or len(given.ids) == 0:
             return
-        present = given.count > 0
-        self.kl_positions += int(np.count_nonzero(present))
+        self.kl_positions += int(np.count_nonzero(given.count))
         if values.encoding is Encoding.FLOAT32:
             return
         decoded = decode_values(values.encoding, values.top, values.gaps, given.count, resolution, values.logsumexp)
@@ -81,8 +80,9 @@ class Summary:
         error = exact - decoded
         self.max_error = max(self.max_error, float(np.abs(error).max()))
         weight = np.exp(exact)
-        mass = ragged.row_sums(weight, given.count)[present]
+        sums = ragged.row_sums(weight, given.count)
+        scored = sums > 0  # not where candidates are all so improbable that this underflows
         # sum p (log p - log q), p and q renormalised: the weighted error, and the change of the normaliser.
-        shift = ragged.row_sums(weight * error, given.count)[present] / mass
-        moved = ragged.row_sums(weight * np.exp(-error), given.count)[present] / mass
+        shift = ragged.row_sums(weight * error, given.count)[scored] / sums[scored]
+        moved = ragged.row_sums(weight * np.exp(-error), given.count)[scored] / sums[scored]
         self.kl_sum += float((shift + np.log(moved)).sum())
