@@ -12,7 +12,7 @@ import pytest
 import logitstore
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("completion", "convert", "demo", "head", "info", "validate")
+COMMANDS = ("completion", "convert", "demo", "export", "head", "info", "validate")
 SCHEMA_INFO = {
     "format_version", "sequences", "positions", "candidates", "bytes", "bytes_per_position", "splits", "shards",
     "teacher", "tokenizer", "features",
@@ -114,6 +114,33 @@ def test_failures_are_1_with_one_line(npz, made, tmp_path, monkeypatch, argument
     assert says in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_export_says_what_is_lost(made, tmp_path):
+    out, err = run("export", made, tmp_path / "out.npz", "--to", "npz", "--limit", 1)
+    assert out == f"{tmp_path / 'out.npz'}: 1 sequences as npz\n"
+    assert (tmp_path / "out.npz").exists()
+    out, err = run("export", made, tmp_path / "out.npz", "--to", "npz", "--overwrite", "--json")
+    assert json.loads(out)["exporter"] == "npz"
+    out, err = run("export", made, tmp_path / "out.npz", "--to", "npz", status=1)
+    assert "is there already" in err
+    run("export", made, tmp_path / "other", status=2)
+    out, err = run("export", made, tmp_path / "other", "--to", "nope", status=1)
+    assert "no exporter is called 'nope'" in err
+
+
+def test_skipped_records_are_listed_and_exit_with_3(tmp_path):
+    entry = {"id": 5, "logprob": -0.5, "top_logprobs": [{"id": 5, "logprob": -0.5}]}
+    reply = json.dumps({"completion_probabilities": [entry], "tokens_predicted": 1})
+    (tmp_path / "in.jsonl").write_text(reply + "\n" + reply.replace("-0.5", "0.5") + "\n" + reply)
+    out, err = run("convert", tmp_path / "in.jsonl", tmp_path / "out", "--on-error", "skip", status=3)
+    assert "2 sequences" in out
+    assert "; 1 records skipped" in out
+    assert f"Skipped: {tmp_path / 'in.jsonl'}, line 2: " in err
+    out, err = run("convert", tmp_path / "in.jsonl", tmp_path / "two", "--on-error", "skip", "--json", status=3)
+    assert json.loads(out)["skipped"] == 1
+    out, err = run("convert", tmp_path / "in.jsonl", tmp_path / "three", status=1)
+    assert err.startswith(f"Error: {tmp_path / 'in.jsonl'}, line 2: ")
 
 
 def test_info(made):

@@ -233,6 +233,13 @@ def test_files_in_one_directory_below_are_found_and_those_in_several_must_be_nam
     assert [path.name for path in expand([tmp_path], PLAIN.patterns)] == ["top.jsonl"]
 
 
+def test_a_dataset_whose_rows_are_chosen_by_indices_is_refused(tmp_path):
+    for name in ("data-00000-of-00001.arrow", "indices.arrow"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="rows are chosen by indices.arrow; save the result of flatten_indices"):
+        expand([tmp_path], ("*.arrow",))
+
+
 def test_gzip_inputs_are_decompressed(tmp_path):
     text = b"".join(b"line %d\n" % i for i in range(50_000))
     two = gzip.compress(text[:1000]) + gzip.compress(text[1000:])  # members follow one another

@@ -1,11 +1,14 @@
 """The README's code runs, and its commands exist."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from logitstore.convert import exporters, importers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,8 +60,30 @@ def test_links_inside_the_repository_lead_somewhere():
                 assert (page.parent / target).exists(), (page, target)
 
 
-def test_every_importer_is_in_the_readme():
-    from logitstore.convert import importers
-
-    for name in importers():
+def test_the_table_of_formats_is_that_of_the_registry():
+    """Made by `python benchmarks/formats.py --write`."""
+    formats = runpy.run_path(str(ROOT / "benchmarks" / "formats.py"))
+    assert formats["replaced"](README) == README
+    for name in (*importers(), *exporters()):
         assert f"| `{name}` |" in README
+
+
+def test_formats_say_what_they_are_and_lose():
+    for name, one in (*importers().items(), *exporters().items()):
+        assert one.name == name
+        assert 10 < len(one.description) < 160
+        assert not one.description.endswith(".")
+        assert not one.loses.endswith(".")
+    assert all(one.loses for one in exporters().values())
+    asked = {"vllm", "sglang", "openai", "tgi", "llama-server", "llama-kld", "exllama", "tensorrt-llm", "distillkit", "axolotl", "trl", "nemo-aligner", "megatron", "maxtext", "mlx-dwq", "easydistill", "llamakd", "tinker", "columns", "arrays"}  # fmt: skip
+    assert asked <= set(importers())
+    assert set(exporters()) >= {
+        "axolotl",
+        "trl",
+        "distillkit",
+        "nemo-aligner",
+        "parquet",
+        "npz",
+        "safetensors",
+        "jsonl",
+    }

@@ -74,7 +74,7 @@ def test_core_dependencies_are_those_that_are_meant():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {line.replace(">", " ").replace("=", " ").split()[0] for line in project["dependencies"]}
     assert names == {
-        "numpy", "pyarrow", "pcodec", "zstandard", "xxhash", "huggingface_hub", "click", "rich", "msgspec",
+        "numpy", "pyarrow", "pcodec", "zstandard", "xxhash", "huggingface_hub", "click", "rich", "pyyaml", "msgspec",
     }  # fmt: skip
 
 

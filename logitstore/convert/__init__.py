@@ -18,8 +18,8 @@ from logitstore.convert.base import (
     Tally,
     ready,
 )
-from logitstore.convert.export import Exported, export, exporters
 from logitstore.convert.run import Converted, convert, importers
+from logitstore.convert.run_export import Exported, export, exporters
 from logitstore.convert.source import Input
 
 __all__ = [

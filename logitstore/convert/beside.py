@@ -21,7 +21,7 @@ from logitstore.encoding import ragged
 from logitstore.errors import LogitStoreError, SourceError
 
 _JSON: Final = msgspec.json.Decoder()
-TOKEN_COLUMNS: Final = ("input_ids", "tokens")
+TOKEN_COLUMNS: Final[tuple[str, ...]] = ("input_ids", "tokens")
 """Where the tokens of a row stand, the first that is there."""
 
 _SAME: Final = 0.125  # nats: how far two reports of one logprob may be apart, for what the engine rounded

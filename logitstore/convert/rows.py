@@ -15,9 +15,20 @@ from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
 from logitstore.errors import SourceError
+from logitstore.limits import PROBABILITY_SLACK
 
 CLAMPED: Final = -9999.0
 """A logprob at or below this stands for probability zero: JSON has no -inf, and servers write this instead."""
+
+SCALED_NOTE: Final = (
+    "At {n} positions the probabilities summed to a little over 1, as rounding makes them; they were scaled to 1."
+)
+LOWERED_NOTE: Final = (
+    "At {n} positions the tail and the candidates summed to a little over 1, as rounding makes them; the tail was "
+    "lowered."
+)
+
+_ROUNDED: Final = 1.065  # what a resolution of 1/8 makes of a sum of 1, and bfloat16 too; above it, rows are wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,8 @@ def over_candidates(count: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[n
         raise SourceError("all logits of a row are -inf")
     values -= np.repeat(best, present)
     values -= np.repeat(np.log(np.add.reduceat(np.exp(values), starts)), present)
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # of candidates that are 1e38 nats under the best: -inf, probability zero
+        return values.astype(np.float32)
 
 
 def ranks_of(rows: Rows, tokens: NDArray[Any]) -> NDArray[np.int64]:
@@ -200,3 +212,49 @@ def joined(parts: Iterable[Rows]) -> Rows:
         np.concatenate([part.target_logprob for part in listed]) if targets else None,
         np.concatenate([part.target_rank for part in listed]) if targets else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows whose sums are at most 1 again.
+
+    Attributes:
+        logprobs: float32 [N].
+        tail: [T]; None where none was given.
+        scaled: rows whose logprobs were scaled.
+        lowered: further rows whose tail was lowered.
+    """
+
+    logprobs: NDArray[Any]
+    tail: NDArray[Any] | None
+    scaled: int = 0
+    lowered: int = 0
+
+
+def held_to_one(count: NDArray[Any], logprobs: NDArray[Any], tail: NDArray[Any] | None) -> Held:
+    """Undo what rounding did to sums: probabilities, and these and the tail, that sum to little over 1.
+
+    Rows that are wrong otherwise stay as they are, for the writer to refuse.
+
+    Args:
+        count: [T].
+        logprobs: [N].
+        tail: [T], NaN where there is none.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mass = ragged.row_sums(np.exp(logprobs, dtype=np.float64), count)
+        total = mass if tail is None else mass + np.nan_to_num(np.exp(tail, dtype=np.float64), nan=0.0)
+        near = (total > 1 + PROBABILITY_SLACK) & (total <= _ROUNDED)
+    if not bool(near.any()):
+        return Held(logprobs, tail)
+    near &= ragged.row_sums(logprobs > PROBABILITY_SLACK, count) == 0  # no rounding: not a logprob at all
+    scaled = near & (mass > 1 + PROBABILITY_SLACK)
+    lowered = near & ~scaled & (count > 0)
+    shift = np.where(scaled, np.log(np.maximum(total, 1.0)), 0.0)
+    if bool(scaled.any()):
+        logprobs = (logprobs - np.repeat(shift, count)).astype(np.float32)
+    if tail is not None:
+        with np.errstate(divide="ignore"):
+            room = np.log(np.maximum(1 + PROBABILITY_SLACK / 2 - mass, 0.0))
+        tail = np.where(lowered, room, tail - shift).astype(np.float32)
+    return Held(logprobs, tail, int(scaled.sum()), int(lowered.sum()))

@@ -147,6 +147,10 @@ def _inside(directory: Path, patterns: Sequence[str]) -> list[Path]:
 def _fitting(directory: Path, patterns: Sequence[str]) -> list[Path]:
     """Files with such names; those that begin with `cache-`, `.` or `_` are what `datasets` and Spark leave behind."""
     files = {file for pattern in patterns for file in directory.glob(pattern) if file.is_file()}
+    if any(file.name == "indices.arrow" for file in files):
+        raise InvalidInputError(
+            f"{directory}: the rows are chosen by indices.arrow; save the result of flatten_indices()"
+        )
     return sorted((file for file in files if not file.name.startswith(("cache-", ".", "_"))), key=natural)
 
 

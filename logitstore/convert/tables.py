@@ -1,15 +1,14 @@
 """Tables: Parquet, Arrow files and streams, the directories of `datasets`, and JSON lines, row by row.
 
 A record's `data` is a row: the values by column name. They are Arrow scalars where the table is Arrow, and what JSON
-gives elsewhere; `numbers` and `ragged_numbers` make arrays of both.
+gives elsewhere; `numbers`, `ragged_numbers` and `any_numbers` make arrays of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -20,14 +19,16 @@ from logitstore.convert.base import Import, Item, Parse, Piece, Record, Tally
 from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
 from logitstore.convert.source import Input
 from logitstore.errors import LogitStoreError, SourceError
+from logitstore.shard.layout import END_MARK
 
 TABLES: Final = ("*.parquet", "*.arrow", "*.feather", *JSONL)
 """Names of files of tables."""
 
-_PIECE_BYTES: Final = 2**22  # of a Parquet file's data, uncompressed but still encoded
+_PIECE_BYTES: Final = 2**22  # of a table's data, decoded
 _PIECE_ROWS: Final = 1024
+_ROW_BYTES: Final = 2**30  # a row of this size could not be a sequence: it has 2^24 candidates at most
 _JSON: Final = msgspec.json.Decoder()
-_ARROW_ERRORS: Final = (pa.ArrowException, OSError, ValueError, KeyError)
+_ARROW_ERRORS: Final = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,24 @@ class Batch:
             yield Record(f"{self.name}, row {self.row + at}", self.first + at, row)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Arrow pickles the whole buffers of a slice; a message holds what is in it alone.
-        message = self.batch.serialize().to_pybytes()
-        return _unpack, (self.name, self.first, self.row, self.batch.schema.serialize().to_pybytes(), message)
+        # Arrow pickles the whole buffers of a slice; a stream holds what is in it alone, and its dictionaries.
+        sink = pa.BufferOutputStream()
+        batch = _without_dictionaries(self.batch)
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return _unpack, (self.name, self.first, self.row, sink.getvalue().to_pybytes())
 
 
-def _unpack(name: str, first: int, row: int, schema: bytes, message: bytes) -> Batch:
-    batch = pa.ipc.read_record_batch(pa.py_buffer(message), pa.ipc.read_schema(pa.py_buffer(schema)))
-    return Batch(name, first, row, batch)
+def _unpack(name: str, first: int, row: int, stream: bytes) -> Batch:
+    return Batch(name, first, row, pa.ipc.open_stream(pa.py_buffer(stream)).read_next_batch())
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same columns decoded: a dictionary may be far larger than the rows that use it."""
+    if not any(pa.types.is_dictionary(kind) for kind in batch.schema.types):
+        return batch
+    columns = [each.dictionary_decode() if isinstance(each, pa.DictionaryArray) else each for each in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def read_tables(inputs: list[Input], parse: Parse, columns: Sequence[str] | None = None, **fields: Any) -> Import:
@@ -117,10 +128,9 @@ def has_columns(source: Input, *names: str) -> bool:
     try:
         if table_kind(source) == "json":
             return has_keys(source, *names)
-        schema, _ = _open(source, None)
+        return set(names) <= set(schema_of(source).names)
     except (LogitStoreError, *_ARROW_ERRORS):
         return False
-    return set(names) <= set(schema.names)
 
 
 def schema_of(source: Input) -> pa.Schema:
@@ -129,78 +139,134 @@ def schema_of(source: Input) -> pa.Schema:
     Raises:
         SourceError: it cannot be read.
     """
-    return _open(source, None)[0]
+    table = _open(source)
+    table.close()
+    return table.schema
+
+
+class _Table(Protocol):
+    """An opened file: its schema, and its batches, each with the part of the file that is read after it."""
+
+    schema: pa.Schema
+
+    def batches(self, columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]: ...
+
+    def close(self) -> None: ...
 
 
 def _pieces(inputs: list[Input], columns: Sequence[str] | None, done: list[int]) -> Iterator[Piece]:
     first = 0
     for source in inputs:
-        before, row = done[0], 0
-        _, batches = _open(source, columns)
+        size, row = source.size or 0, 0
+        before = done[0]
+        table = _open(source)
         try:
-            for fraction, batch in batches:
+            for fraction, batch in table.batches(columns):
                 batch.validate(full=True)  # before anything is touched: a forged table could end the process
-                for start in range(0, batch.num_rows, _PIECE_ROWS):
-                    part = batch.slice(start, _PIECE_ROWS)
+                for part in _parts(batch):
                     yield Batch(source.name, first, row, part)
                     first, row = first + part.num_rows, row + part.num_rows
-                done[0] = before + int((source.size or 0) * fraction)
-        except (pa.ArrowException, OSError, ValueError) as error:
+                done[0] = before + int(size * fraction)
+        except _ARROW_ERRORS as error:
             if isinstance(error, LogitStoreError):
                 raise
             raise SourceError(f"{source.name}: damaged behind row {row} ({error}); fetch the file again") from error
-        done[0] = before + (source.size or 0)
+        finally:
+            table.close()
+        done[0] = before + size
 
 
-def _open(source: Input, columns: Sequence[str] | None) -> tuple[pa.Schema, Iterator[tuple[float, pa.RecordBatch]]]:
-    """The schema, and the batches, each with the part of the file that is read after it."""
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch cut into parts that are small enough to be sent to another process."""
+    rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _open(source: Input) -> _Table:
     kind = table_kind(source)
     if source.size is None:
         raise SourceError("tables cannot be read from standard input: name the file")
+    if kind == "json":
+        raise SourceError(f"{source.name}: no Parquet or Arrow table")
+    with source.path.open("rb") as file:
+        if file.read(4) != source.head()[:4]:
+            raise SourceError(f"{source.name}: the table is compressed as a whole; decompress the file first")
     try:
-        if kind == "parquet":
-            return _open_parquet(source.path, columns)
-        if kind == "json":
-            raise SourceError(f"{source.name}: no Parquet or Arrow table")
-        mapped = pa.memory_map(str(source.path))
-        reader = pa.ipc.open_file(mapped) if kind == "arrow file" else pa.ipc.open_stream(mapped)
-    except LogitStoreError:
-        raise
+        table: _Table = _Parquet(source) if kind == "parquet" else _Ipc(source, stream=kind == "arrow stream")
+        names = table.schema.names
     except _ARROW_ERRORS as error:
         raise SourceError(f"{source.name}: no whole table ({error}); fetch the file again") from error
-    return reader.schema, _arrow_batches(reader, mapped, source.size)
+    if len(set(names)) != len(names):
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise SourceError(f"{source.name}: two columns are called {twice!r}; rename one")
+    return table
 
 
-def _arrow_batches(reader: Any, mapped: pa.MemoryMappedFile, size: int) -> Iterator[tuple[float, pa.RecordBatch]]:
-    if isinstance(reader, pa.ipc.RecordBatchFileReader):
-        total = reader.num_record_batches
-        for number in range(total):
-            yield (number + 1) / total, reader.get_batch(number)
-        return
-    for batch in reader:
-        yield mapped.tell() / size, batch
+class _Ipc:
+    """An Arrow file or stream, mapped."""
+
+    def __init__(self, source: Input, *, stream: bool) -> None:
+        self._size = source.size or 0
+        self._mapped = pa.memory_map(str(source.path))
+        self._stream = stream
+        self._reader = pa.ipc.open_stream(self._mapped) if stream else pa.ipc.open_file(self._mapped)
+        self.schema: pa.Schema = self._reader.schema
+
+    def batches(self, _columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
+        if not self._stream:
+            total = self._reader.num_record_batches
+            for number in range(total):
+                yield (number + 1) / total, self._reader.get_batch(number)
+            return
+        for batch in self._reader:
+            yield self._mapped.tell() / self._size, batch
+        # Arrow takes a stream that was cut off between two batches for a whole one.
+        self._mapped.seek(self._mapped.tell() - len(END_MARK))
+        if self._mapped.read(len(END_MARK)) != END_MARK:
+            raise ValueError("the stream's end mark is missing")
+
+    def close(self) -> None:
+        self._mapped.close()
 
 
-def _open_parquet(
-    path: Path, columns: Sequence[str] | None
-) -> tuple[pa.Schema, Iterator[tuple[float, pa.RecordBatch]]]:
-    import pyarrow.parquet as pq  # noqa: PLC0415 - takes a while, and few need it
+class _Parquet:
+    """A Parquet file; a row group may be gigabytes, and is read in parts."""
 
-    file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)  # a row group may be gigabytes: read it in parts
-    schema = file.schema_arrow
-    chosen = None if columns is None else [name for name in columns if name in schema.names]
+    def __init__(self, source: Input) -> None:
+        import pyarrow.parquet as pq  # noqa: PLC0415 - takes a while, and few need it
 
-    def batches() -> Iterator[tuple[float, pa.RecordBatch]]:
-        with file:
-            rows = 0
-            for number in range(file.num_row_groups):
-                group = file.metadata.row_group(number)
-                size = max(1, min(_PIECE_ROWS, _PIECE_BYTES * group.num_rows // max(1, group.total_byte_size)))
-                for batch in file.iter_batches(size, row_groups=[number], columns=chosen, use_threads=False):
-                    rows += batch.num_rows
-                    yield rows / max(1, file.metadata.num_rows), batch
+        self._file = pq.ParquetFile(source.path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+        self.schema: pa.Schema = self._file.schema_arrow
 
-    return schema, batches()
+    def batches(self, columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
+        chosen = [name for name in self.schema.names if columns is None or name in columns]
+        total, rows = self._file.metadata.num_rows, 0
+        for number in range(self._file.num_row_groups):
+            size = self._row_bytes(number, chosen)
+            at_once = max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, size)))
+            for batch in self._group(number, chosen, at_once):
+                rows += batch.num_rows
+                yield min(1.0, rows / max(1, total)), batch
+
+    def _group(self, number: int, columns: list[str], at_once: int) -> Iterator[pa.RecordBatch]:
+        return self._file.iter_batches(at_once, row_groups=[number], columns=columns, use_threads=False)  # type: ignore[no-any-return]
+
+    def _row_bytes(self, number: int, columns: list[str]) -> int:
+        """About how large a decoded row of a group is: as in the file, or as its first one, whichever is more.
+
+        Equal values may take next to nothing in the file. The group's `column()` would tell how many there are, but on
+        damaged statistics it ends the process (seen with pyarrow 26).
+        """
+        group = self._file.metadata.row_group(number)
+        size = int(group.total_byte_size // max(1, group.num_rows))
+        if size > _ROW_BYTES:
+            raise ValueError(f"row group {number} says that its rows have {size:,} bytes each")
+        first = next(self._group(number, columns, 1), None)
+        return size if first is None else max(size, first.nbytes)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def present(row: Mapping[str, Any], name: str) -> bool:
@@ -210,18 +276,32 @@ def present(row: Mapping[str, Any], name: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The value of a cell as Python has it."""
-    return value.as_py() if isinstance(value, pa.Scalar) else value
-
-
-def numbers(row: Mapping[str, Any], name: str, dtype: Any) -> NDArray[Any]:
-    """A column's list of numbers: [T] of the dtype.
+    """The value of a cell as Python has it.
 
     Raises:
-        SourceError: it is missing or something else; null stands there, and the dtype is of integers.
+        SourceError: Python has no such value: nanoseconds, dates beyond year 9999.
     """
-    values = _arrow(row, name, pa.list_(pa.from_numpy_dtype(dtype)))
-    return _array(values, name, dtype)
+    if not isinstance(value, pa.Scalar):
+        return value
+    try:
+        return value.as_py()
+    except (*_ARROW_ERRORS, TypeError) as error:
+        raise SourceError(f"a value of the type {value.type} cannot be read ({error})") from error
+
+
+def numbers(row: Mapping[str, Any], name: str, dtype: Any, null: int | None = None) -> NDArray[Any]:
+    """A column's list of numbers: [T] of the dtype.
+
+    Args:
+        row: the row.
+        name: of the column.
+        dtype: of the array.
+        null: what stands for null where the dtype is of integers; for floats it is NaN.
+
+    Raises:
+        SourceError: it is missing or something else; null stands there, and nothing was said for it.
+    """
+    return _array(_list(row, name), name, dtype, null)
 
 
 def ragged_numbers(row: Mapping[str, Any], name: str, dtype: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -230,46 +310,74 @@ def ragged_numbers(row: Mapping[str, Any], name: str, dtype: Any) -> tuple[NDArr
     Raises:
         SourceError: as for `numbers`.
     """
-    rows = _arrow(row, name, pa.list_(pa.list_(pa.from_numpy_dtype(dtype))))
-    if isinstance(rows, pa.NullArray):  # every row is null
+    count, values = any_numbers(row, name, dtype)
+    if count is None:
+        raise SourceError(f"{name} is a list of numbers; a list of lists of numbers is needed")
+    return count, values
+
+
+def any_numbers(row: Mapping[str, Any], name: str, dtype: Any) -> tuple[NDArray[np.int64] | None, NDArray[Any]]:
+    """A column's list of lists of numbers as `ragged_numbers` gives it; or (None, [N]) of a plain list.
+
+    A list that holds nothing but null, or nothing at all, is taken for a list of lists.
+
+    Raises:
+        SourceError: as for `numbers`.
+    """
+    rows = _list(row, name)
+    if pa.types.is_null(rows.type):
         return np.zeros(len(rows), np.int64), np.empty(0, dtype)
     if not _is_list(rows.type):
-        raise SourceError(f"{name} is {rows.type}s; a list of lists of numbers is needed")
+        return None, _array(rows, name, dtype, None)
     count = np.asarray(rows.value_lengths().fill_null(0)).astype(np.int64)
-    return count, _array(rows.flatten(), name, dtype)
+    return count, _array(_decoded(rows.flatten()), name, dtype, None)
 
 
-def _arrow(row: Mapping[str, Any], name: str, kind: pa.DataType) -> pa.Array:
-    """A cell's list as an Arrow array."""
+def _list(row: Mapping[str, Any], name: str) -> pa.Array:
+    """A cell's list as an Arrow array; its own type is what the values are, not what is wanted of them."""
     value = row.get(name)
     if value is None or (isinstance(value, pa.Scalar) and not value.is_valid):
         raise SourceError(f"there is no {name} in this row")
-    if not isinstance(value, pa.Scalar):
+    if isinstance(value, list):
         try:
-            value = pa.scalar(value, kind)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-            raise SourceError(f"{name} is not {kind} ({error})") from error
-    elif isinstance(value, pa.ExtensionScalar):
+            return pa.array(value)
+        except (*_ARROW_ERRORS, TypeError, RecursionError) as error:
+            raise SourceError(f"{name} is no list of numbers ({error})") from error
+    while isinstance(value, pa.ExtensionScalar | pa.DictionaryScalar):
         value = value.value
-    if not _is_list(value.type):
-        raise SourceError(f"{name} is {value.type}; a list is needed")
-    return value.values
+    if not isinstance(value, pa.Scalar) or not _is_list(value.type):
+        what = value.type if isinstance(value, pa.Scalar) else type(value).__name__
+        raise SourceError(f"{name} is {what}; a list is needed")
+    return _decoded(value.values)
 
 
-def _array(values: pa.Array, name: str, dtype: Any) -> NDArray[Any]:
+def _decoded(values: pa.Array) -> pa.Array:
+    """The values under extension types and dictionaries."""
+    while isinstance(values, pa.ExtensionArray | pa.DictionaryArray):
+        values = values.storage if isinstance(values, pa.ExtensionArray) else values.dictionary_decode()
+    return values
+
+
+def _array(values: pa.Array, name: str, dtype: Any, null: int | None) -> NDArray[Any]:
     wanted = np.dtype(dtype)
     kind = pa.types
     fits = kind.is_integer(values.type) or (wanted.kind == "f" and kind.is_floating(values.type))
     if not (fits or kind.is_null(values.type) or (kind.is_boolean(values.type) and wanted.kind != "f")):
         raise SourceError(f"{name} holds {values.type}; {'numbers' if wanted.kind == 'f' else 'integers'} are needed")
-    if values.null_count and wanted.kind != "f":
+    if values.null_count and wanted.kind != "f" and null is None:
         raise SourceError(f"{name} holds null; capture it again, or leave these rows out")
     try:
-        array = values.cast(pa.from_numpy_dtype(wanted)).to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
+        cast = values.cast(pa.from_numpy_dtype(wanted))
+        cast = cast if null is None else cast.fill_null(null)
+        array = cast.to_numpy(zero_copy_only=False)
+    except (pa.ArrowException, OverflowError) as error:
         raise SourceError(f"{name}: {error}") from error
     return np.asarray(array).astype(wanted, copy=False)
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    of = pa.types
+    return any(is_one(kind) for is_one in (of.is_list, of.is_large_list, of.is_fixed_size_list, *_VIEWS))
+
+
+_VIEWS: Final = (pa.types.is_list_view, pa.types.is_large_list_view)

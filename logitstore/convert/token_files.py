@@ -209,6 +209,6 @@ def _lengths(stream: BinaryIO) -> Iterator[int]:
 
 def _of_tensors(source: Input) -> Iterator[NDArray[np.int64]]:
     tensors = open_safetensors(source)
-    names: list[str] = [name for name in TOKEN_COLUMNS if name in tensors][:1]
+    names = [name for name in TOKEN_COLUMNS if name in tensors][:1]
     for name in names or sorted(tensors, key=lambda name: natural(Path(name))):
         yield from _of_matrix(f"{source.name}, tensor {name}", tensors[name].values)

@@ -123,7 +123,7 @@ def _check_value(name: str, value: Any, kind: pa.DataType) -> None:
         natural.cast(kind, safe=True)
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
         return  # no cast to compare with, as for maps
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OverflowError) as error:
         raise InvalidInputError(
             f"a value of the column {name!r} does not fit its type {kind} ({error}); {_DECLARE}"
         ) from error
