@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import logitstore
-from logitstore.convert import convert
+from logitstore.convert import Input, Options, Tally, convert, importers
+from logitstore.convert.source import expand
 
 ROOT: Final = Path(__file__).parent.parent
 DATA: Final = ROOT.parent / "shared" / "data"
@@ -63,27 +62,39 @@ def vllm(window: Window) -> dict[str, Any]:
     return {"choices": [{"index": 0, "text": "", "prompt_logprobs": rows, "prompt_token_ids": tokens}]}
 
 
+def own_tokens(window: Window) -> list[list[float | int | None]]:
+    """Triples of the real tokens; one beyond the best k is a nat less likely than the last of them."""
+    tokens, ids, logprobs = window
+    listed = ids[:-1] == np.array(tokens[1:])[:, None]
+    own = np.where(
+        listed.any(axis=1), logprobs[:-1][np.arange(len(listed)), listed.argmax(axis=1)], logprobs[:-1, -1] - 1
+    )
+    return [[None, tokens[0], None], *[[v, token, None] for v, token in zip(own.tolist(), tokens[1:], strict=True)]]
+
+
 def sglang(window: Window) -> dict[str, Any]:
     """A reply of SGLang with nested triples."""
-    tokens, ids, logprobs = window
-    top = [
-        [[v, i, None] for i, v in zip(*row, strict=True)]
-        for row in zip(ids[:-1].tolist(), logprobs[:-1].tolist(), strict=True)
-    ]
-    own = [[None, tokens[0], None], *[[-1.0, token, None] for token in tokens[1:]]]
-    return {"meta_info": {"input_token_logprobs": own, "input_top_logprobs": [None, *top]}}
+    _, ids, logprobs = window
+    rows = zip(logprobs[:-1].tolist(), ids[:-1].tolist(), strict=True)
+    top = [[[v, i, None] for v, i in zip(*row, strict=True)] for row in rows]
+    return {"meta_info": {"input_token_logprobs": own_tokens(window), "input_top_logprobs": [None, *top]}}
 
 
 def sglang_b64(window: Window) -> dict[str, Any]:
     """A reply of SGLang with flat arrays in base64."""
     tokens, ids, logprobs = window
-    meta = sglang((tokens[:1], ids[:1], logprobs[:1]))["meta_info"]
-    meta = {"input_token_logprobs": [[None, tokens[0], None], *[[-1.0, token, None] for token in tokens[1:]]]}
-    meta["input_top_logprobs_val_flat_b64"] = base64.b64encode(logprobs[:-1].astype("<f4").tobytes()).decode()
-    meta["input_top_logprobs_val_flat_b64_dtype"] = "float32"
-    meta["input_top_logprobs_idx_flat_b64"] = base64.b64encode(ids[:-1].astype("<i4").tobytes()).decode()
-    meta["input_top_logprobs_idx_flat_b64_dtype"] = "int32"
+    flat = {"val": ("float32", logprobs[:-1].astype("<f4")), "idx": ("int32", ids[:-1].astype("<i4"))}
+    meta: dict[str, Any] = {"input_token_logprobs": own_tokens(window)}
+    for name, (dtype, values) in flat.items():
+        meta[f"input_top_logprobs_{name}_flat_b64"] = base64.b64encode(values.tobytes()).decode()
+        meta[f"input_top_logprobs_{name}_flat_b64_dtype"] = dtype
     return {"meta_info": meta | {"input_top_logprobs_shape": [len(tokens) - 1, K], "input_top_logprobs_null_prefix": 1}}
+
+
+def columns(window: Window) -> dict[str, Any]:
+    """A row of plain lists."""
+    tokens, ids, logprobs = window
+    return {"tokens": tokens, "ids": ids.tolist(), "logprobs": logprobs.tolist()}
 
 
 def lines_of(shape: Callable[[Window], dict[str, Any]]) -> list[bytes]:
@@ -110,24 +121,32 @@ def speed(name: str, importer: str, lines: list[bytes], workers: int = 0) -> Non
         path = Path(folder) / "in.jsonl"
         with path.open("wb") as file:
             file.writelines(repeated(lines, TARGET_BYTES))
+        said: Any = {"value_kind": "logprob", "alignment": "next"} if importer == "columns" else {}
         took = []
         for _ in range(3):
             start = time.perf_counter()
-            done = convert([path], Path(folder) / "out", importer=importer, overwrite=True, workers=workers)
+            done = convert([path], Path(folder) / "out", importer=importer, overwrite=True, workers=workers, **said)
             took.append(time.perf_counter() - start)
         size, positions = path.stat().st_size, done.summary.positions
     print(f"{name:34} {size / min(took) / 1e6:6.1f} MB/s  {positions / min(took):9,.0f} positions/s", flush=True)
 
 
 def distillkit() -> None:
+    """Unpacking and decoding the real files, as far as the arguments of a writer."""
+    importer = importers()["distillkit"]
     for folder in sorted((DATA / "distillkit").glob("*")):
-        with tempfile.TemporaryDirectory() as out:
-            took = []
-            for _ in range(3):
-                start = time.perf_counter()
-                done = convert([folder], Path(out) / "out", importer="distillkit", overwrite=True)
-                took.append(time.perf_counter() - start)
-        print(f"distillkit {folder.name:23} {'':12} {done.summary.positions / min(took):9,.0f} positions/s", flush=True)
+        files = expand([folder], importer.patterns)
+        took, positions = [], 0
+        for _ in range(5):
+            opened = importer.read([Input(path) for path in files], Options())
+            pieces = list(opened.pieces)
+            start = time.perf_counter()
+            items = [i for piece in pieces for record in piece.records() for i in opened.parse(record, Tally())]
+            took.append(time.perf_counter() - start)
+            positions = sum(len(item.arguments["tokens"]) for item in items)
+        print(
+            f"distillkit, {folder.name:22} {'':12} {positions / min(took):9,.0f} positions/s, not written", flush=True
+        )
 
 
 def memory(name: str, importer: str, lines: list[bytes], size: int) -> None:
@@ -137,20 +156,17 @@ def memory(name: str, importer: str, lines: list[bytes], size: int) -> None:
         with subprocess.Popen(  # noqa: S603 - our own command
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as run:
-            pipe = run.stdin
-
-            def feed() -> None:
-                if pipe is not None:
-                    with pipe:
-                        pipe.writelines(repeated(lines, size))
-
-            feeder = threading.Thread(target=feed)
-            feeder.start()
-            _, status, usage = os.wait4(run.pid, 0)
-            run.returncode = os.waitstatus_to_exitcode(status)
-            feeder.join()
-        says = f"{size / 1e9:.1f} GB from standard input, exit {run.returncode}"
-        print(f"{name:34} {says}: {usage.ru_maxrss / 1024:.0f} MiB", flush=True)
+            peak = 0
+            if run.stdin is not None:
+                for number, line in enumerate(repeated(lines, size)):
+                    run.stdin.write(line)
+                    if number % 64 == 0:  # the child's own peak; that of wait4 has the parent's in it
+                        status = Path(f"/proc/{run.pid}/status").read_text()
+                        peak = int(status.split("VmHWM:")[1].split()[0])
+                run.stdin.close()
+            code = run.wait()
+        says = f"{size / 1e9:.1f} GB from standard input, exit {code}"
+        print(f"{name:34} {says}: {peak * 1024 / 1e6:.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -158,6 +174,7 @@ def main() -> None:
     warnings.simplefilter("ignore", logitstore.LogitStoreWarning)
     shapes = {"vllm, prompt_logprobs": ("vllm", lines_of(vllm))}
     shapes["sglang, triples"] = ("sglang", lines_of(sglang))
+    shapes["columns, JSON lines"] = ("columns", lines_of(columns))
     shapes["sglang, base64"] = ("sglang", lines_of(sglang_b64))
     if DATA.exists():
         shapes["llama-server"] = ("llama-server", replies("llama-server-completion.jsonl"))
