@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -269,8 +271,13 @@ def test_sums_that_rounding_made_are_brought_to_1(tmp_path):
     row = ROW | {"top": [[half, half], [-0.25, -2.5], [-1.0, -1.25], [-0.75, -3.0]], "tail": [None, -1.9, None, -1.0]}
     dataset, notes = read(tmp_path, row)
     assert positions(dataset[0])[0] == pytest.approx({40: math.log(0.5), 4: math.log(0.5)})
+    total = math.exp(-0.25) + math.exp(-2.5) + math.exp(-1.9)
+    assert positions(dataset[0])[1] == pytest.approx({50: -0.25 - math.log(total), 5: -2.5 - math.log(total)}, abs=1e-5)
+    assert positions(dataset[0])[2:] == NEXT[2:]
+    assert any("At 2 positions the probabilities do not sum to 1" in note for note in notes)
+    row["tail"] = [None, -1.9653, None, -1.0]  # off by less than a tail's own rounding
+    dataset, notes = read(tmp_path, row)
     assert positions(dataset[0])[1:] == NEXT[1:]
-    assert any("At 1 positions the probabilities summed to a little over 1" in note for note in notes)
     assert any("At 1 positions the tail" in note for note in notes)
     refused(tmp_path, "sum to 1.09", ROW | {"top": [[-0.6, -0.6]] * 4}, error=InvalidInputError)
     refused(tmp_path, "is above 0: not a logprob", ROW | {"top": [[0.02, -9.0]] * 4}, error=InvalidInputError)
@@ -502,3 +509,15 @@ def test_mutated_rows_are_read_or_refused(tmp_path, kind):
         except (SourceError, InvalidInputError):  # and nothing else
             continue
     assert 0 < read_ones < 250
+
+
+@pytest.mark.parametrize("data", [b"one line", b"many"])
+def test_json_lines_on_standard_input(tmp_path, data):
+    row = json.dumps({"tokens": [1, 2], "ids": [[2], []], "logprobs": [[-0.5], []], "word": "x"}).encode() + b"\n"
+    lines = row if data == b"one line" else row * 30_000
+    command = [sys.executable, "-m", "logitstore_cli", "convert", "-", tmp_path / "out", "--from", "columns"]
+    options = ["--value-kind", "logprob", "--alignment", "next"]
+    subprocess.run([*command, *options], input=lines, capture_output=True, check=True)
+    dataset = logitstore.open(tmp_path / "out")
+    assert len(dataset) == lines.count(b"\n")
+    assert dataset[-1].columns == {"word": "x"}

@@ -236,7 +236,9 @@ def test_files_in_one_directory_below_are_found_and_those_in_several_must_be_nam
 def test_a_dataset_whose_rows_are_chosen_by_indices_is_refused(tmp_path):
     for name in ("data-00000-of-00001.arrow", "indices.arrow"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InvalidInputError, match="rows are chosen by indices.arrow; save the result of flatten_indices"):
+    with pytest.raises(
+        InvalidInputError, match=r"rows are chosen by indices\.arrow; save the result of flatten_indices"
+    ):
         expand([tmp_path], ("*.arrow",))
 
 

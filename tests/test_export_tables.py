@@ -223,7 +223,7 @@ def test_fewer_candidates(tmp_path, write, kind, k):
 
 
 def test_a_directory_has_a_file_for_each_split(tmp_path, write, monkeypatch):
-    path = write(sequences=40, positions=40, per_sequence=lambda i: {"id": f"s{i}"})
+    path = write(sequences=40, positions=40, values="float32", per_sequence=lambda i: {"id": f"s{i}"})
     monkeypatch.setattr("logitstore.convert.export_tables._GROUP_BYTES", 2000)
     monkeypatch.setattr("logitstore.convert.export_tables._FILE_BYTES", 20_000)
     seen = []

@@ -15,7 +15,6 @@ import re
 import struct
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -23,8 +22,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Import, Importer, Item, Options, Ready
-from logitstore.convert.rows import LOWERED_NOTE, SCALED_NOTE, held_to_one
+from logitstore.convert.base import Import, Importer, Item, Options, Ready, Record, Tally
+from logitstore.convert.rows import within_one
 from logitstore.convert.source import Input
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.io import MappedFile
@@ -82,7 +81,6 @@ def _recognises(source: Input) -> bool:
 
 def _read(inputs: list[Input], _options: Options) -> Import:
     done = [0]
-    held: Counter[str] = Counter()
     files = [_open(source) for source in inputs]
     total = sum(math.prod(a.shape) * a.dtype.itemsize for arrays in files for a in arrays.values())
     notes: list[str] = []
@@ -97,31 +95,22 @@ def _read(inputs: list[Input], _options: Options) -> Import:
         number = itertools.count()
         for source, arrays in zip(inputs, files, strict=True):
             for row, item in enumerate(_sequences(source, arrays, done)):
-                yield Ready(f"{source.name}, sequence {row}", next(number), _held(item, held))
+                yield Ready(f"{source.name}, sequence {row}", next(number), item)
 
     return Import(
         pieces=pieces(),
+        parse=_parse,
         settings=said[0],
         done=lambda: done[0],
         total=total,
         sequences=sum(arrays["lengths"].shape[0] for arrays in files),
         notes=notes,
-        check=lambda _tally, _final: [text.replace("{n}", f"{n:,}") for text, n in held.items() if n],
     )
 
 
-def _held(item: Item, held: Counter[str]) -> Item:
-    """The same sequence, its sums at most 1; counts how often they were not."""
-    given = item.arguments
-    count, logprobs, tail = given.get("count"), given.get("logprobs"), given.get("tail")
-    fits = logprobs is not None and logprobs.dtype.kind == "f" and logprobs.ndim == (2 if count is None else 1)
-    if logprobs is None or not fits or not (tail is None or (tail.dtype.kind == "f" and tail.ndim == 1)):
-        return item  # dense logits, or what the writer refuses
-    counts = np.full(len(logprobs), logprobs.shape[1]) if count is None else count
-    now = held_to_one(counts, logprobs.reshape(-1), tail)
-    held.update({SCALED_NOTE: now.scaled, LOWERED_NOTE: now.lowered})
-    changed = {"logprobs": now.logprobs.reshape(logprobs.shape)} | ({} if tail is None else {"tail": now.tail})
-    return Item(item.method, {**given, **changed})
+def _parse(record: Record, tally: Tally) -> tuple[Item]:
+    item: Item = record.data
+    return (Item(item.method, within_one(item.arguments, tally)),)
 
 
 def _settings(source: Input, arrays: dict[str, _Array]) -> dict[str, Any]:

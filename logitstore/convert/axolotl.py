@@ -37,7 +37,7 @@ from logitstore.convert.beside import (
 )
 from logitstore.convert.export_rows import NORMALISED_KEY, rectangle, width_of, write_table
 from logitstore.convert.lines import first_line, has_keys
-from logitstore.convert.rows import Rows, same_shape, without_zeros
+from logitstore.convert.rows import Rows, same_shape, within_one, without_zeros
 from logitstore.convert.source import Input
 from logitstore.convert.tables import (
     TABLES,
@@ -177,7 +177,7 @@ class _Parser:
         extra = {name: plain(row.get(name)) for name in self.columns}
         if any(name not in self.columns and name not in _OWN for name in row):
             tally.note(_EXTRA_NOTE)
-        yield Item("add", extra | found | id_of(row))
+        yield Item("add", extra | within_one(found, tally) | id_of(row))
 
     def _rows(self, row: Mapping[str, Any], positions: int, tally: Tally) -> tuple[Rows, NDArray[np.int64], int]:
         """The rows, without sentinels; the entries of each as it stands there; the position of the first row."""

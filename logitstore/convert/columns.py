@@ -12,7 +12,7 @@ one value a row are placed likewise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Final
 
@@ -24,18 +24,17 @@ from numpy.typing import NDArray
 from logitstore.convert.base import Import, Importer, Item, Options, Record, Tally, ValueKind, ready
 from logitstore.convert.rows import (
     CLAMPED,
-    LOWERED_NOTE,
-    SCALED_NOTE,
     Rows,
-    held_to_one,
     of_probabilities,
     over_candidates,
     same_shape,
     spread,
+    within_one,
 )
 from logitstore.convert.source import Input
 from logitstore.convert.tables import (
     TABLES,
+    OfJson,
     any_numbers,
     numbers,
     plain,
@@ -185,11 +184,7 @@ class _Parser:
             return Item("add_draws", {**arguments, "draws": values, "n": _sums(count, values)})
         if self.kind == "logit":
             values = _logprobs(count, values, arguments, over="logsumexp" not in self.positional)
-        held = held_to_one(count, values, arguments.get("tail"))
-        tally.note(SCALED_NOTE, held.scaled)
-        tally.note(LOWERED_NOTE, held.lowered)
-        arguments |= {"logprobs": held.logprobs} | ({} if held.tail is None else {"tail": held.tail})
-        return Item("add", arguments)
+        return Item("add", within_one(arguments | {"logprobs": values}, tally))
 
     def users(self, row: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         """The further columns."""
@@ -316,8 +311,10 @@ def _read(inputs: list[Input], options: Options) -> Import:
         left=taken | (set(schema.names) - set(user.names)),
         json=json,
     )
-    whole = read_tables(inputs, parser, columns=[*names.values(), *user.names])
-    whole.pieces = whole.pieces if opened is None else opened.pieces
+    if opened is None:
+        whole = read_tables(inputs, parser, columns=[*names.values(), *user.names])
+    else:
+        whole = replace(opened, parse=OfJson(parser))
     whole.settings = {"columns": user} | ({"normalised": "candidates"} if over else {})
     whole.notes = [*_said(options, names, over=over), *notes, *left]
     return whole

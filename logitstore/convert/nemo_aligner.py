@@ -21,7 +21,7 @@ from logitstore.convert.base import Export, Exporter, Import, Importer, Item, Op
 from logitstore.convert.beside import first_record
 from logitstore.convert.export_rows import rectangle, width_of
 from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
-from logitstore.convert.rows import Rows, flat, same_shape
+from logitstore.convert.rows import Rows, flat, same_shape, within_one
 from logitstore.convert.source import Input
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import SourceError
@@ -105,6 +105,7 @@ class _Parser:
         if mask is not None:
             found["loss_mask"] = np.append(mask[:size], np.zeros(len(tokens) - size, np.bool_))
         name = sample.id if sample.id is not None else sample.index
+        found = within_one(found, tally)
         yield Item("add", found if name is None else found | {"id": str(name)})
 
 

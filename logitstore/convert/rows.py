@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from logitstore.convert.base import Tally
 from logitstore.encoding import ragged
 from logitstore.errors import SourceError
 from logitstore.limits import PROBABILITY_SLACK
@@ -21,11 +22,10 @@ CLAMPED: Final = -9999.0
 """A logprob at or below this stands for probability zero: JSON has no -inf, and servers write this instead."""
 
 SCALED_NOTE: Final = (
-    "At {n} positions the probabilities summed to a little over 1, as rounding makes them; they were scaled to 1."
+    "At {n} positions the probabilities do not sum to 1 as they should, by what rounding makes; they were scaled."
 )
 LOWERED_NOTE: Final = (
-    "At {n} positions the tail and the candidates summed to a little over 1, as rounding makes them; the tail was "
-    "lowered."
+    "At {n} positions the tail and the candidates sum to a little over 1, by what rounding makes; the tail was lowered."
 )
 
 _ROUNDED: Final = 1.065  # what a resolution of 1/8 makes of a sum of 1, and bfloat16 too; above it, rows are wrong
@@ -214,47 +214,39 @@ def joined(parts: Iterable[Rows]) -> Rows:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Rows whose sums are at most 1 again.
+def within_one(arguments: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    """Arguments of `Writer.add` whose sums are right, where rounding had brought them a little off.
 
-    Attributes:
-        logprobs: float32 [N].
-        tail: [T]; None where none was given.
-        scaled: rows whose logprobs were scaled.
-        lowered: further rows whose tail was lowered.
-    """
-
-    logprobs: NDArray[Any]
-    tail: NDArray[Any] | None
-    scaled: int = 0
-    lowered: int = 0
-
-
-def held_to_one(count: NDArray[Any], logprobs: NDArray[Any], tail: NDArray[Any] | None) -> Held:
-    """Undo what rounding did to sums: probabilities, and these and the tail, that sum to little over 1.
-
-    Rows that are wrong otherwise stay as they are, for the writer to refuse.
+    For what a lossy encoding has been through, an export of a dataset on a grid above all; never for what an engine
+    says itself, where such a sum is a sign of wrong numbers. What the writer refuses anyway stays as it is.
 
     Args:
-        count: [T].
-        logprobs: [N].
-        tail: [T], NaN where there is none.
+        arguments: `logprobs` [N] with `count` [T], or [T, k]; `tail` [T], or none.
+        tally: counts the positions that were changed.
     """
+    count, logprobs, tail = arguments.get("count"), arguments.get("logprobs"), arguments.get("tail")
+    fits = logprobs is not None and logprobs.dtype.kind == "f" and logprobs.ndim == (2 if count is None else 1)
+    if logprobs is None or not fits or not (tail is None or (tail.dtype.kind == "f" and tail.ndim == 1)):
+        return arguments
+    counts = np.full(len(logprobs), logprobs.shape[1]) if count is None else count
+    flat_values = logprobs.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        mass = ragged.row_sums(np.exp(logprobs, dtype=np.float64), count)
-        total = mass if tail is None else mass + np.nan_to_num(np.exp(tail, dtype=np.float64), nan=0.0)
-        near = (total > 1 + PROBABILITY_SLACK) & (total <= _ROUNDED)
-    if not bool(near.any()):
-        return Held(logprobs, tail)
-    near &= ragged.row_sums(logprobs > PROBABILITY_SLACK, count) == 0  # no rounding: not a logprob at all
-    scaled = near & (mass > 1 + PROBABILITY_SLACK)
-    lowered = near & ~scaled & (count > 0)
-    shift = np.where(scaled, np.log(np.maximum(total, 1.0)), 0.0)
-    if bool(scaled.any()):
-        logprobs = (logprobs - np.repeat(shift, count)).astype(np.float32)
+        mass = ragged.row_sums(np.exp(flat_values, dtype=np.float64), counts)
+        rest = np.full(len(mass), np.nan) if tail is None else np.exp(tail, dtype=np.float64)
+    total = mass + np.nan_to_num(rest, nan=0.0, posinf=np.inf)
+    # A stored tail is rounded to 1/32 nat, by up to 1/64 of itself.
+    off = np.where(np.isnan(rest), total > 1 + PROBABILITY_SLACK, np.abs(total - 1) > rest / 64 + PROBABILITY_SLACK)
+    near = (counts > 0) & (total <= _ROUNDED) & (total >= 1 / _ROUNDED)
+    near &= ragged.row_sums(flat_values > PROBABILITY_SLACK, counts) == 0  # no rounding: not a logprob at all
+    scaled, lowered = near & off, near & ~off & (total > 1 + PROBABILITY_SLACK)
+    if not bool((scaled | lowered).any()):
+        return arguments
+    tally.note(SCALED_NOTE, int(scaled.sum()))
+    tally.note(LOWERED_NOTE, int(lowered.sum()))
+    shift = np.where(scaled, np.log(np.where(scaled, total, 1.0)), 0.0).astype(np.float32)
+    changed = {"logprobs": (flat_values - np.repeat(shift, counts)).astype(np.float32).reshape(logprobs.shape)}
     if tail is not None:
         with np.errstate(divide="ignore"):
             room = np.log(np.maximum(1 + PROBABILITY_SLACK / 2 - mass, 0.0))
-        tail = np.where(lowered, room, tail - shift).astype(np.float32)
-    return Held(logprobs, tail, int(scaled.sum()), int(lowered.sum()))
+        changed["tail"] = np.where(lowered, room, tail - shift).astype(np.float32)
+    return arguments | changed

@@ -89,7 +89,7 @@ def read_tables(inputs: list[Input], parse: Parse, columns: Sequence[str] | None
     """
     kinds = {table_kind(source) for source in inputs}
     if kinds == {"json"}:
-        return read_lines(inputs, _OfJson(parse), **fields)
+        return read_lines(inputs, OfJson(parse), **fields)
     if "json" in kinds:
         raise SourceError("JSON lines and Arrow tables in one input; convert them one after another")
     done = [0]
@@ -103,10 +103,13 @@ def read_tables(inputs: list[Input], parse: Parse, columns: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
-class _OfJson:
+class OfJson:
+    """The parse of JSON lines by one that takes rows."""
+
     parse: Parse
 
     def __call__(self, record: Record, tally: Tally) -> Sequence[Item]:
+        """The items of a line's object."""
         row = decode(_JSON, record.data, "JSON object")
         if not isinstance(row, dict):
             raise SourceError("no JSON object; each line is one row, as {column: value}")

@@ -27,7 +27,7 @@ from logitstore.convert.base import Export, Exporter, Import, Importer, Item, Op
 from logitstore.convert.beside import check_actual, first_row, id_of, next_tokens, paired, row_of, rows_beside
 from logitstore.convert.export_rows import NORMALISED_KEY, rectangle, width_of, write_table
 from logitstore.convert.lines import has_keys
-from logitstore.convert.rows import Rows, same_shape, with_target, without_zeros
+from logitstore.convert.rows import Rows, same_shape, with_target, within_one, without_zeros
 from logitstore.convert.source import Input
 from logitstore.convert.tables import (
     TABLES,
@@ -154,7 +154,8 @@ class _Parser:
             if number and name:
                 name = {"id": f"{name['id']}#{number}"}
             extra = {name: plain(row.get(name)) for name in self.columns}
-            yield Item("add", extra | self._arguments(part, row if len(parts) == 1 else {}, tally) | name)
+            found = self._arguments(part, row if len(parts) == 1 else {}, tally)
+            yield Item("add", extra | within_one(found, tally) | name)
 
     def _arguments(self, part: _Completion, row: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         rows = without_zeros(part.rows)
