@@ -420,11 +420,11 @@ def store(path, sequences, **settings):
 def test_round_trip(sequences, normalised):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store(folder / "a", sequences, normalised=normalised)
+        store(folder / "a", sequences, normalised=normalised, temperature=0.5)
         export(folder / "a", folder / "x.parquet", "axolotl")
         convert([folder / "x.parquet"], folder / "b", values="float32")
         before, after = logitstore.open(folder / "a"), logitstore.open(folder / "b")
-        assert after.info.normalised == normalised
+        assert (after.info.normalised, after.info.temperature) == (normalised, 0.5)
         for old, new in zip(before, after, strict=True):
             assert (old.id, old.columns) == (new.id, new.columns)
             assert old.tokens.tolist() == new.tokens.tolist()
@@ -434,46 +434,115 @@ def test_round_trip(sequences, normalised):
                 assert new.loss_mask.tolist() == [*expected[:-1].tolist(), 0]
 
 
+def log_softmax(values):
+    total = math.log(sum(math.exp(value) for value in values))
+    return [pytest.approx(value - total, abs=1e-6) for value in values]
+
+
 def test_what_is_written(tmp_path):
     rows = [{}, {3: -0.25, 0: -2.0, 7: -3.0}, {1: -0.5}, {}]
-    store(tmp_path / "a", [([5, 6, 3, 1], rows, [0, 1, 1, 0])])
+    store(tmp_path / "a", [([5, 6, 3, 1], rows, [0, 1, 1, 0]), ([8, 9], [{2: -1.0}, {4: -2.0}], [1, 1])])
     done = export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
     table = pq.read_table(tmp_path / "x.parquet")
-    row = table.to_pylist()[0]
+    row, other = table.to_pylist()
     pad = np.float32(math.log(1e-30))
-    assert list(row) == ["id", "input_ids", "attention_mask", "labels", "logprobs", "target_token_ids", "messages"]
+    assert list(row) == [
+        "id", "input_ids", "attention_mask", "labels", "target_logprobs", "target_token_ids", "target_mask", "logprobs",
+        "messages",
+    ]  # fmt: skip
     assert (row["input_ids"], row["attention_mask"]) == ([5, 6, 3, 1], [1, 1, 1, 1])
     assert row["labels"] == [-100, -100, 3, 1]
     assert row["logprobs"] == [[pad] * 3, [-0.25, -2.0, -3.0], [-0.5, pad, pad], [pad] * 3]
+    assert row["target_logprobs"] == [[pad] * 3, log_softmax([-0.25, -2.0, -3.0]), [0.0, pad, pad], [pad] * 3]
     assert row["target_token_ids"] == [[0, 1, 2], [3, 0, 7], [1, 0, 2], [0, 1, 2]]
+    assert row["target_mask"] == [[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]]
     assert row["messages"] == [{"role": "user", "content": "0"}]
-    assert "flat distribution" in " ".join(done.notes)
-    export(tmp_path / "a", tmp_path / "k.parquet", "axolotl", k=2)
-    assert pq.read_table(tmp_path / "k.parquet")["logprobs"].to_pylist()[0][1:3] == [[-0.25, -2.0], [-0.5, pad]]
-
-
-def test_what_the_trainer_makes_of_it_is_finite(tmp_path):
-    """Its steps in float32: probabilities, normalised where they are not nothing, normalised again, and their logs."""
-    store(tmp_path / "a", [([5, 6, 3, 1], [{}, {3: -0.25, 0: -2.0, 7: -3.0}, {1: -0.5}, {}], None)])
-    export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
-    for values in pq.read_table(tmp_path / "x.parquet")["logprobs"].to_pylist()[0]:
-        probabilities = np.exp(np.array(values, np.float32))
-        total = probabilities.sum()
-        probabilities = probabilities / total if total > 1e-9 else probabilities
-        again = np.log(probabilities / probabilities.sum())
-        assert np.isfinite(again).all()
-        real = np.array(values) > -60
-        if real.any():
-            assert np.exp(again[real]).sum() == pytest.approx(1, abs=1e-6)
-
-
-def test_faint_candidates_and_clashing_columns_are_noted(tmp_path):
-    with logitstore.Writer(tmp_path / "a", values="float32", logit_width=1000, teacher="t") as writer:
-        writer.add([1, 2], [[2, 3], [4, 5]], [[-0.1, -90.0], [-0.2, -3.0]], labels="mine")
-    done = export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
+    # Nothing is known of the token behind the last one, so that row 1 of the other is masked.
+    assert other["target_mask"] == [[1, 0, 0], [0, 0, 0]]
+    assert other["target_token_ids"] == [[2, 0, 1], [4, 0, 1]]
     notes = " ".join(done.notes)
-    assert "1 candidates are below -87" in notes
-    assert "The columns labels are left out" in notes
+    assert "flat distribution" not in notes
+    assert "at the temperature 1: set kd_temperature" in notes
+    assert "sample_packing" in notes
+    done = export(tmp_path / "a", tmp_path / "k.parquet", "axolotl", k=2)
+    cut = pq.read_table(tmp_path / "k.parquet").to_pylist()[0]
+    assert cut["logprobs"][1:3] == [[-0.25, -2.0], [-0.5, pad]]
+    assert cut["target_logprobs"][1] == log_softmax([-0.25, -2.0])
+    assert "Candidates beyond the best 2 of a position were left out." in done.notes
+
+
+def collated(features):
+    """What the trainer's collator does with the teacher's columns, and asks of them, in plain lists."""
+    if not {"target_logprobs", "target_token_ids"} <= features[0].keys():
+        raise ValueError("taken for rows without a teacher: no distillation at all")
+    taken = {name: [f.pop(name) for f in features] for name in ("target_logprobs", "target_token_ids", "target_mask")}
+    longest = max(map(len, taken["target_logprobs"]))
+    k = max(len(row) for rows in taken["target_logprobs"] for row in rows)
+    for name, fill in (("target_logprobs", -1e9), ("target_token_ids", 0), ("target_mask", 0)):
+        for rows in taken[name]:
+            rows += [[fill] * k for _ in range(longest - len(rows))]
+            rows[:] = [row + [fill] * (k - len(row)) for row in rows]
+    kinds = {"target_logprobs": np.float32, "target_token_ids": np.int64, "target_mask": np.int32}
+    return {name: np.array(rows, kinds[name]) for name, rows in taken.items()}
+
+
+def test_the_trainer_takes_it_as_it_stands(tmp_path):
+    """Its wrapper lets tokenised tables be, its collator needs the teacher's columns, its loss must be right."""
+    rows = [{}, {3: -0.25, 0: -2.0, 7: -99.0}, {1: -0.5}, {2: -0.75}, {}]
+    store(tmp_path / "a", [([5, 6, 3, 1, 2], rows, [1, 1, 1, 0, 0]), ([5, 6], [{9: -1.0}, {}], [1, 1])])
+    export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert {"input_ids", "attention_mask", "labels"} <= set(table.column_names)
+    features = table.to_pylist()
+    for feature in features:
+        lengths = {len(feature[name]) for name in ("input_ids", "labels", "attention_mask", "logprobs")}
+        lengths |= {len(feature[name]) for name in ("target_logprobs", "target_token_ids", "target_mask")}
+        assert lengths == {len(feature["input_ids"])}
+        assert {
+            len(row) for name in ("target_logprobs", "target_token_ids", "target_mask") for row in feature[name]
+        } == {3}
+    batch = collated(features)
+    assert batch["target_logprobs"].shape == batch["target_token_ids"].shape == batch["target_mask"].shape == (2, 5, 3)
+    valid = batch["target_mask"].astype(bool)
+    assert np.argwhere(valid.any(axis=2)).tolist() == [[0, 1], [0, 2], [1, 0]]
+    for row in np.argwhere(valid.any(axis=2)):
+        assert np.exp(batch["target_logprobs"][tuple(row)][valid[tuple(row)]]).sum() == pytest.approx(1)
+    student = np.full(batch["target_logprobs"].shape, math.log(1 / 1000), np.float32)
+    teacher = batch["target_logprobs"][valid]
+    losses = np.exp(teacher) * (teacher - student[valid])
+    assert np.isfinite(losses).all()
+    assert losses.sum() > 0
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_tables_of_the_trainer_alone_and_beside_logprobs(tmp_path, both):
+    """What is left when the trainer or a user drops the logprobs reads as normalised over the candidates."""
+    rows = [{3: -0.25, 0: -2.0}, {1: -0.5}, {}]
+    store(tmp_path / "a", [([5, 3, 1], rows, None)], temperature=2.0)
+    export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
+    table = pq.read_table(tmp_path / "x.parquet")
+    pq.write_table(table if both else table.drop_columns(["logprobs"]), tmp_path / "y.parquet")
+    notes = " ".join(convert([tmp_path / "y.parquet"], tmp_path / "b", values="float32").notes)
+    after = logitstore.open(tmp_path / "b")
+    assert (after.info.normalised, after.info.temperature) == ("vocabulary" if both else "candidates", 2.0)
+    assert ("these were taken" in notes) == both
+    same(after[0], rows if both else [{3: after[0].logprobs[0], 0: after[0].logprobs[1]}, {1: 0.0}, {}])
+    assert np.exp(after[0].logprobs[:2]).sum() == pytest.approx(math.exp(-0.25) + math.exp(-2) if both else 1)
+
+
+def test_names_that_the_trainer_knows_are_left_out(tmp_path):
+    with logitstore.Writer(tmp_path / "a", values="float32", logit_width=1000, teacher="t") as writer:
+        writer.add([1, 2], [[2, 3], [4, 5]], [[-0.1, -90.0], [-0.2, -3.0]], labels="mine", position_ids=[1, 2])
+    done = export(tmp_path / "a", tmp_path / "x.parquet", "axolotl")
+    assert "The columns labels, position_ids are left out" in " ".join(done.notes)
+
+
+def test_tables_that_say_different_things_are_not_one(tmp_path):
+    for name, temperature in (("a", 1.0), ("b", 2.0)):
+        store(tmp_path / name, [([5, 3], [{3: -0.25}, {}], None)], temperature=temperature)
+        export(tmp_path / name, tmp_path / f"{name}.parquet", "axolotl")
+    with pytest.raises(SourceError, match=r"says that temperature is 1\.0"):
+        convert([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c")
 
 
 def test_row_groups_are_bounded(tmp_path, write):

@@ -332,7 +332,7 @@ def test_users_columns_of_lines(tmp_path):
 
 def test_lines_beyond_the_first_must_fit_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr("logitstore.convert.lines._PIECE_BYTES", 10)  # each line a piece
-    monkeypatch.setattr("logitstore.convert.columns._PEEKED", 1)
+    monkeypatch.setattr("logitstore.convert.columns_kept._PEEKED", 1)
     rows = [
         ROW | {"text": "a", "n": 1, "x": 0.5},
         ROW | {"text": 5, "n": 1.5, "x": 1, "late": 1},

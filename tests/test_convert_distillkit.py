@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import logitstore
-from logitstore.convert import convert, distillkit, export, importers
+from logitstore.convert import convert, distillkit, distillkit_export, export, importers
 from logitstore.convert import distillkit_codec as codec
 from logitstore.convert.base import Input, Tally
 from logitstore.errors import (
@@ -537,7 +537,9 @@ def test_differences_read_as_values_are_refused(tmp_path):
 
 def test_the_whole_is_judged_on_the_way_once_there_are_rows_enough():
     def judge(final, **counts):
-        return distillkit._check("x.parquet", codec.Codec(d=9, k=1, exact_k=1), Tally(counts=Counter(counts)), final)
+        return distillkit._check(
+            "x.parquet", codec.Codec(d=9, k=1, exact_k=1), Tally(counts=Counter(counts)), final, judged=True
+        )
 
     assert judge(False, rows=999, over=999) == []
     assert judge(False, rows=3000, over=1000) == []
@@ -880,8 +882,20 @@ def test_the_width_of_an_export_fits_every_id(width, highest, d, tmp_path):
 def test_export_says_what_only_the_dataset_knows(tmp_path):
     data = make(tmp_path / "data", ([1], [[(3, -0.5)]], {}), normalised="candidates", temperature=2.0)
     text = " ".join(export(data, tmp_path / "out", "distillkit").notes)
-    assert "normalised over the candidates is not recorded" in text
-    assert "The temperature 2.0 is not recorded" in text
+    assert "normalised over the candidates stands in the metadata of the files alone" in text
+    assert "The temperature 2.0 stands in the metadata of the files alone" in text
+    again, _ = read(tmp_path / "out", tmp_path / "again")
+    assert (again.info.normalised, again.info.temperature) == ("candidates", 2.0)
+
+
+def test_rows_that_sum_to_one_ask_what_they_are_normalised_over(tmp_path):
+    half = math.log(0.5)
+    row = raw([[(1, half), (2, half)]] * 300, tokens=[1] * 301)
+    path = put(tmp_path / "in", row, config=None)
+    with pytest.raises(SourceError, match=r"all 300 rows sum to 1.*--normalised candidates"):
+        read(path, tmp_path / "out", value_kind="logprob")
+    dataset, _ = read(path, tmp_path / "out", value_kind="logprob", normalised="candidates")
+    assert dataset.info.normalised == "candidates"
 
 
 def test_draws_are_exported_as_logprobs(tmp_path, quiet):
@@ -895,8 +909,8 @@ def test_draws_are_exported_as_logprobs(tmp_path, quiet):
 def test_exported_files_and_row_groups_are_bounded(tmp_path, write, monkeypatch):
     data = write(sequences=12, positions=20, k=8)
     sequence = 25 * (8 * 4 + 10 + 16)  # 10 bits an id
-    monkeypatch.setattr(distillkit, "_GROUP_BYTES", 3 * sequence)
-    monkeypatch.setattr(distillkit, "_FILE_BYTES", 6 * sequence)
+    monkeypatch.setattr(distillkit_export, "_GROUP_BYTES", 3 * sequence)
+    monkeypatch.setattr(distillkit_export, "_FILE_BYTES", 6 * sequence)
     export(data, tmp_path / "out", "distillkit")
     files = sorted((tmp_path / "out").glob("data_*.parquet"))
     assert len(files) > 1
@@ -911,7 +925,7 @@ def test_exported_files_and_row_groups_are_bounded(tmp_path, write, monkeypatch)
 
 
 def test_a_sequence_that_padding_makes_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(distillkit, "_SLOTS", 11)
+    monkeypatch.setattr("logitstore.convert.export_rows.SLOTS", 11)
     data = make(tmp_path / "data", (TOKENS, [*ROWS, []], {"id": "long"}))
     with pytest.raises(InvalidInputError, match=r"'long': 4 positions of 3 candidates each.*smaller k"):
         export(data, tmp_path / "out", "distillkit")

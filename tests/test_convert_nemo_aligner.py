@@ -150,6 +150,9 @@ def changed(*path, to):
         (changed("loss_mask", 1, to=3), r"loss_mask\[1\] is 3"),
         (changed("index", to=17), "this id was added before"),
         (changed("normalised", to="x"), "normalised"),
+        (changed("temperature", to=2.0), "temperature is 2.0, in the first line it is 1.0"),
+        (changed("temperature", to=0), "temperature"),
+        (changed("temperature", to=None), "temperature"),
     ],
 )
 def test_malformed_samples_are_refused(tmp_path, row, match):
@@ -250,11 +253,11 @@ def store(path, made, **settings):
 def test_round_trip(made, normalised):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store(folder / "a", made, normalised=normalised)
+        store(folder / "a", made, normalised=normalised, temperature=0.5)
         export(folder / "a", folder / "x.jsonl", "nemo-aligner")
         convert([folder / "x.jsonl"], folder / "b", values="float32")
         before, after = logitstore.open(folder / "a"), logitstore.open(folder / "b")
-        assert after.info.normalised == normalised
+        assert (after.info.normalised, after.info.temperature) == (normalised, 0.5)
         for old, new in zip(before, after, strict=True):
             assert old.id == new.id
             assert old.tokens.tolist() == new.tokens.tolist()
@@ -285,3 +288,17 @@ def test_what_is_written(tmp_path):
     assert "1 positions are trained on but have no distribution" in notes
     export(tmp_path / "a", tmp_path / "k.jsonl", "nemo-aligner", k=2)
     assert json.loads((tmp_path / "k.jsonl").read_bytes().splitlines()[0])["topk_token_ids"][1] == [3, 0]
+
+
+def test_all_rows_of_a_file_are_as_wide_as_its_widest(tmp_path):
+    made = [([5, 6], [{3: -0.25, 7: -3.0, 8: -4.0}, {}], None), ([5, 6], [{2: -0.5}, {}], None)]
+    store(tmp_path / "a", made)
+    export(tmp_path / "a", tmp_path / "x.jsonl", "nemo-aligner")
+    listed = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [row["topk_token_ids"] for row in listed] == [[[3, 7, 8]], [[2, 0, 1]]]
+    assert listed[1]["topk_logits"] == [[0.0, -1e9, -1e9]]
+    done = export(tmp_path / "a", tmp_path / "k.jsonl", "nemo-aligner", k=2)
+    listed = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
+    assert [row["topk_token_ids"] for row in listed] == [[[3, 7]], [[2, 0]]]
+    assert "Candidates beyond the best 2 of a position were left out." in done.notes
+    assert "temperature" not in listed[0]

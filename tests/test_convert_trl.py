@@ -362,11 +362,11 @@ def store(path, made, **settings):
 def test_round_trip(made, normalised):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store(folder / "a", made, normalised=normalised)
+        store(folder / "a", made, normalised=normalised, temperature=0.5)
         export(folder / "a", folder / "x.parquet", "trl")
         convert([folder / "x.parquet"], folder / "b", values="float32")
         before, after = logitstore.open(folder / "a"), logitstore.open(folder / "b")
-        assert after.info.normalised == normalised
+        assert (after.info.normalised, after.info.temperature) == (normalised, 0.5)
         for old, new in zip(before, after, strict=True):
             assert (old.id, old.columns) == (new.id, new.columns)
             assert old.tokens.tolist() == new.tokens.tolist()
@@ -401,3 +401,26 @@ def test_real_tokens_that_are_not_known_are_noted(tmp_path):
     done = export(tmp_path / "a", tmp_path / "x.parquet", "trl")
     assert pq.read_table(tmp_path / "x.parquet")["actual_logprobs"].to_pylist() == [[-INF]]
     assert "At 1 positions the logprob of the real token is not known" in " ".join(done.notes)
+
+
+def test_all_rows_of_a_file_are_as_wide_as_its_widest(tmp_path):
+    made = [([5, 6], [{3: -0.25, 7: -3.0, 8: -4.0}, {}], None), ([5, 6], [{2: -0.5}, {}], None)]
+    store(tmp_path / "a", made)
+    export(tmp_path / "a", tmp_path / "x.parquet", "trl")
+    assert pq.read_table(tmp_path / "x.parquet")["topk_token_ids"].to_pylist() == [[[3, 7, 8]], [[2, 0, 0]]]
+    done = export(tmp_path / "a", tmp_path / "k.parquet", "trl", k=2)
+    assert pq.read_table(tmp_path / "k.parquet")["topk_token_ids"].to_pylist() == [[[3, 7]], [[2, 0]]]
+    assert "Candidates beyond the best 2 of a position were left out." in done.notes
+
+
+def test_a_users_temperature_is_no_temperature_of_a_request(tmp_path):
+    with logitstore.Writer(tmp_path / "a", values="float32", logit_width=1000, teacher="t", temperature=2.0) as writer:
+        for number in range(2):
+            writer.add([1, 2], [[3], [4]], [[-0.5], [-0.5]], temperature=0.5 + number, prompt_ids="mine")
+    done = export(tmp_path / "a", tmp_path / "x.parquet", "trl")
+    assert "The columns prompt_ids are left out" in " ".join(done.notes)
+    notes = convert([tmp_path / "x.parquet"], tmp_path / "b").notes
+    dataset = logitstore.open(tmp_path / "b")
+    assert dataset.info.temperature == 2.0
+    assert [sequence.columns["temperature"] for sequence in dataset] == [0.5, 1.5]
+    assert "those that the file's metadata say" in notes[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 
 import logitstore
 from logitstore.convert import convert, export
+from logitstore.convert.export_rows import rectangle
 from logitstore.convert.export_tables import cut
+from logitstore.errors import InvalidInputError, SourceError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -329,3 +332,204 @@ def test_row_groups_are_small_enough_for_the_hub(tmp_path):
     assert all(group.column(2).has_offset_index for group in groups)
     assert {group.column(2).compression for group in groups} == {"ZSTD"}
     assert sum(group.num_rows for group in groups) == 240
+
+
+VIEW = ["tokens", "ids", "logprobs"]
+
+
+@pytest.mark.parametrize("to", ["parquet", "jsonl", "axolotl", "trl", "nemo-aligner", "distillkit"])
+@pytest.mark.parametrize("columns", [VIEW, ["tokens"], ["count"]])
+def test_views_of_some_columns_are_exported(tmp_path, write, to, columns):
+    path = write(per_sequence=lambda i: {"text": str(i), "loss_mask": np.ones(12 + i, int)})
+    whole, view = (tmp_path / name / "out.parquet" for name in ("whole", "view"))
+    export(path, whole, to)
+    export(logitstore.open(path).select(columns), view, to)
+    sizes = [
+        len(file.read_bytes()) for out in (whole, view) for file in sorted([out, *out.rglob("*")]) if file.is_file()
+    ]
+    assert all(sizes)
+    if to in ("axolotl", "trl", "parquet"):
+        one, other = pq.read_table(whole), pq.read_table(view)
+        assert "text" not in other.column_names
+        assert other.equals(one.select(other.column_names))
+    elif to == "nemo-aligner":
+        assert whole.read_bytes() == view.read_bytes()
+
+
+@pytest.mark.parametrize("to", ["parquet", "axolotl", "trl", "distillkit"])
+def test_damage_to_a_page_is_found(tmp_path, write, to):
+    export(write(), tmp_path / "out.parquet", to)
+    path = tmp_path / "out.parquet" / "data_0.parquet" if to == "distillkit" else tmp_path / "out.parquet"
+    pq.read_table(path, page_checksum_verification=True)
+    data = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(1)
+    data[column.data_page_offset + column.total_compressed_size - 8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="CRC"):
+        pq.read_table(path, page_checksum_verification=True)
+
+
+@pytest.mark.parametrize("normalised", ["vocabulary", "candidates"])
+def test_what_the_table_says_of_itself_need_not_be_said(tmp_path, normalised):
+    write_all(tmp_path / "a", SMALL, normalised=normalised, temperature=0.5)
+    export(tmp_path / "a", tmp_path / "hub", "parquet")
+    notes = convert([tmp_path / "hub"], tmp_path / "b", importer="columns").notes
+    info = logitstore.open(tmp_path / "b").info
+    assert (info.normalised, info.temperature) == (normalised, 0.5)
+    assert f"alignment next, value_kind logprob, normalised {normalised}, temperature 0.5" in notes[0]
+    assert not any("say --normalised" in note for note in notes)
+    notes = convert([tmp_path / "hub"], tmp_path / "c", importer="columns", alignment="same", temperature=2.0).notes
+    assert logitstore.open(tmp_path / "c").info.temperature == 2.0
+    assert any("is about the token at t" in note for note in notes)
+    with pytest.raises(InvalidInputError, match="say --value-kind"):  # it says nothing of another column
+        convert([tmp_path / "hub"], tmp_path / "d", importer="columns", map={"values": "tail"})
+    for value in ("null", "[1]", '{"alignment": "up"}', '{"temperature": -1}', "{", "\xff"):
+        table = pq.read_table(next((tmp_path / "hub").rglob("*.parquet")))
+        pq.write_table(table.replace_schema_metadata({"logitstore": value.encode("latin-1")}), tmp_path / "x.parquet")
+        with pytest.raises(InvalidInputError, match="say --value-kind"):
+            convert([tmp_path / "x.parquet"], tmp_path / "e", importer="columns")
+
+
+def test_tables_that_say_different_things_are_not_one(tmp_path):
+    for name, said in (("a", {}), ("b", {"normalised": "candidates"}), ("c", {"temperature": 2.0})):
+        write_all(tmp_path / name, SMALL, **said)
+        export(tmp_path / name, tmp_path / f"{name}.parquet", "parquet")
+    paths = [tmp_path / f"{name}.parquet" for name in "abc"]
+    with pytest.raises(SourceError, match=r"a.parquet says that normalised is vocabulary, .*b.parquet that it is cand"):
+        convert(paths[:2], tmp_path / "x", importer="columns")
+    with pytest.raises(SourceError, match=r"says that temperature is 1\.0"):
+        convert([paths[0], paths[2]], tmp_path / "x", importer="columns")
+    plain = pq.read_table(paths[0]).replace_schema_metadata(None)
+    pq.write_table(plain, tmp_path / "plain.parquet")
+    with pytest.raises(InvalidInputError, match="say --value-kind"):
+        convert([paths[0], tmp_path / "plain.parquet"], tmp_path / "x", importer="columns")
+
+
+ODD = {
+    "when": (pa.timestamp("ns"), 1577934245000000001),
+    "clock": (pa.time64("ns"), 1),
+    "span": (pa.duration("ns"), 1),
+    "far": (pa.timestamp("ms"), 2**61),
+    "deep": (pa.struct([("a", pa.timestamp("ns"))]), {"a": 1}),
+    "many": (pa.list_(pa.timestamp("ns")), [1, None]),
+    "map": (pa.map_(pa.string(), pa.timestamp("ns")), [("k", 1)]),
+    "months": (pa.month_day_nano_interval(), pa.MonthDayNano([1, 2, 3])),
+    "large": (pa.uint64(), np.uint64(2**64 - 1)),
+}
+
+
+def write_odd(path):
+    schema = pa.schema([(name, kind) for name, (kind, _) in ODD.items()])
+    values = {name: value for name, (_, value) in ODD.items()}
+    row = {"tokens": [1, 2], "ids": [[1], [2]], "logprobs": [[-0.5], [-0.5]]}
+    return write_all(path, [row | values, row], columns=schema)
+
+
+@pytest.mark.parametrize("to", ["parquet", "axolotl", "trl"])
+def test_values_that_python_cannot_hold_are_kept(tmp_path, to):
+    write_odd(tmp_path / "a")
+    done = export(tmp_path / "a", tmp_path / "x.parquet", to)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert any("months (month_day_nano_interval) were left out" in note for note in done.notes)
+    for name, (kind, value) in ODD.items():
+        if name != "months":
+            expected = pa.array([int(value) if name == "large" else value, None], kind)
+            assert table[name].combine_chunks().cast(expected.type).equals(expected), name
+    convert([tmp_path / "x.parquet"], tmp_path / "b", importer="columns" if to == "parquet" else to)
+    again = logitstore.open(tmp_path / "b")[0].columns
+    assert (again["when"].value, again["clock"].value, again["span"].value) == (1577934245000000001, 1, 1)
+    assert again["far"].value == 2**61
+    assert again["deep"]["a"].value == again["many"][0].value == 1
+    assert again["large"] == 2**64 - 1
+
+
+def test_json_holds_texts_of_them(tmp_path):
+    write_odd(tmp_path / "a")
+    export(tmp_path / "a", tmp_path / "x.jsonl", "jsonl")
+    first, second = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+    epoch = "1970-01-01 00:00:00.000000001"
+    assert {name: first[name] for name in ODD} == {
+        "when": "2020-01-02 03:04:05.000000001",
+        "clock": "00:00:00.000000001",
+        "span": "1",
+        "far": str(2**61),
+        "deep": {"a": epoch},
+        "many": [epoch, None],
+        "map": [["k", epoch]],
+        "months": [1, 2, 3],
+        "large": 2**64 - 1,
+    }
+    assert {second[name] for name in ODD} == {None}
+
+
+@pytest.mark.parametrize("to", ["parquet", "axolotl"])
+def test_values_that_parquet_cannot_hold_are_named(tmp_path, to):
+    row = {"tokens": [1], "ids": [[1]], "logprobs": [[-0.5]], "seconds": 2**60, "fine": 1}
+    write_all(tmp_path / "a", [row], columns=pa.schema([("fine", pa.int8()), ("seconds", pa.timestamp("s"))]))
+    with pytest.raises(InvalidInputError, match="the values of the column 'seconds'"):
+        export(tmp_path / "a", tmp_path / "x.parquet", to)
+
+
+def test_what_json_makes_of_users_columns_is_said(tmp_path):
+    made = [{"tokens": [1], "ids": [[1]], "logprobs": [[-0.5]], "x": math.nan, "y": b"ab", "z": dt.timedelta(1)}]
+    schema = pa.schema([("x", pa.float64()), ("y", pa.binary()), ("z", pa.duration("us"))])
+    write_all(tmp_path / "a", made, columns=schema)
+    done = export(tmp_path / "a", tmp_path / "x.jsonl", "jsonl")
+    row = json.loads((tmp_path / "x.jsonl").read_text())
+    assert (row["x"], row["y"], row["z"]) == (None, "YWI=", "P1D")
+    assert (
+        "NaN and infinities become null, bytes base64, and dates, times, durations and decimals text" in done.notes[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_file"), [("x.parquet", True), ("X.PARQUET", True), ("my.data", False), ("v1.2", False), ("x", False)]
+)
+def test_the_suffix_alone_says_whether_it_is_one_file(tmp_path, write, name, is_file):
+    export(write(), tmp_path / name, "parquet")
+    assert (tmp_path / name).is_file() == is_file
+
+
+def test_users_columns_count_in_row_groups(tmp_path, write, monkeypatch):
+    monkeypatch.setattr("logitstore.convert.export_rows._GROUP_BYTES", 40_000)
+    path = write(sequences=8, positions=2, k=2, per_sequence=lambda i: {"text": "x" * 15_000})
+    export(path, tmp_path / "x.parquet", "axolotl")
+    file = pq.ParquetFile(tmp_path / "x.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("to", ["axolotl", "trl", "nemo-aligner", "distillkit"])
+def test_one_wide_position_does_not_fill_the_memory(tmp_path, to):
+    """120,000 positions padded to 3,000 candidates would be gigabytes."""
+    positions, wide = 120_000, 3000
+    count = np.ones(positions, np.int64)
+    count[7] = wide
+    ids = np.zeros(int(count.sum()), np.int64)
+    ids[7 : 7 + wide] = np.arange(wide)
+    with logitstore.Writer(tmp_path / "a", logit_width=wide) as writer:
+        writer.add(np.ones(positions, np.int64), ids, np.full(len(ids), -9.0, np.float32), count=count, id="long")
+    with pytest.raises(InvalidInputError, match=r"'long': 120000 positions of 3000 candidates each.*smaller k"):
+        export(tmp_path / "a", tmp_path / "out", to)
+    done = export(tmp_path / "a", tmp_path / "out", to, k=2)
+    assert "beyond the best 2" in " ".join(done.notes)
+
+
+def test_rectangles_are_filled_in_blocks(write, monkeypatch):
+    random = np.random.default_rng(0)
+    count = random.integers(0, 6, 50)
+    sequence = logitstore.open(write(positions=50, k=6))[0]
+    keep = np.arange(6) < count[:, None]
+    ids = sequence.ids.reshape(50, 6) % 7 + np.arange(6) * 7
+    ids[:, 0] = random.integers(0, 6, 50)
+    fields = {"id": "s", "tokens": sequence.tokens, "count": count.astype(np.uint32)}
+    fields |= {"ids": ids[keep].astype(np.int32), "logprobs": sequence.logprobs[keep.ravel()]}
+    fields["offsets"] = np.concatenate([[0], np.cumsum(count)])
+    one = logitstore.Sequence.of(fields)
+    whole = rectangle(one, 6, -9.0)
+    monkeypatch.setattr("logitstore.convert.export_rows._BLOCK", 13)
+    for a, b in zip(whole, rectangle(one, 6, -9.0), strict=True):
+        assert a.tolist() == b.tolist()
+    for at in range(50):
+        assert whole[0][at, : count[at]].tolist() == ids[at, : count[at]].tolist()
+        free = [i for i in range(12) if i not in ids[at, : count[at]]]
+        assert whole[0][at, count[at] :].tolist() == free[: 6 - count[at]]

@@ -9,14 +9,15 @@ next token. A shorter list, or one that begins with null, is what an engine gave
 themselves, the last row about the last token. `--alignment` overrules both.
 
 v1 and v2 hold `messages` and no tokens, and only the trainer's template makes tokens of messages. So files need
-`input_ids` beside the logprobs, as the exporter writes them, or `--tokens` with the tokens of each record.
+`input_ids` beside the logprobs, or `--tokens` with the tokens of each record.
+
+The exporter writes tokenised rows, with the logprobs as they were in the dataset beside them: these are read then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Alignment, Export, Exporter, Import, Importer, Item, Options, Record, Tally, ready
+from logitstore.convert import users
+from logitstore.convert.base import Alignment, Import, Importer, Item, Options, Record, Tally, ready
 from logitstore.convert.beside import (
     check_normalised,
     count_whole,
@@ -35,7 +37,7 @@ from logitstore.convert.beside import (
     row_of,
     tokens_of,
 )
-from logitstore.convert.export_rows import NORMALISED_KEY, rectangle, width_of, write_table
+from logitstore.convert.facts import settings_of
 from logitstore.convert.lines import first_line, has_keys
 from logitstore.convert.rows import Rows, same_shape, within_one, without_zeros
 from logitstore.convert.source import Input
@@ -43,7 +45,6 @@ from logitstore.convert.tables import (
     TABLES,
     has_columns,
     numbers,
-    plain,
     present,
     ragged_numbers,
     read_tables,
@@ -52,24 +53,22 @@ from logitstore.convert.tables import (
 )
 from logitstore.convert.token_files import samples_of
 from logitstore.convert.trl import split_actual, without_nan_rows
-from logitstore.dataset.reader import Dataset
 from logitstore.encoding import ragged
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.shard.chunk import RESERVED_NAMES
-from logitstore.shard.sequence import Sequence
 
 IGNORED: Final = -100
 """Label of a token that is not trained on."""
 
 PAD_LOGPROB: Final = float(np.float32(np.log(1e-30)))
-"""Logprob of a pad in exports. The trainer takes exp and log again in float32: -1e9 gives -inf, and a loss of NaN."""
+"""Logprob of a pad in exports: a trainer that takes exp and log in float32 makes -inf of -1e9, and a loss of NaN."""
 
-_UNDERFLOW: Final = -87.0  # nats: exp is no normal float32 below
 _V1_TYPE: Final = pa.list_(pa.list_(pa.struct([("token", pa.utf8()), ("logprob", pa.float64())])))
-_OWN: Final = frozenset({
+OWN: Final = frozenset({
     "input_ids", "attention_mask", "position_ids", "labels", "logprobs", "target_token_ids", "target_logprobs",
     "target_mask", "length", "id",
 })  # fmt: skip
+"""Columns that mean something to the trainer, or here."""
 
 _NEXT: Final = "row i predicts token i + 1, as the trainer uses it"
 _SAME: Final = "row i is about its own token, the last row about the last one"
@@ -78,6 +77,7 @@ _RAW_NOTE: Final = (
     "about the tokens themselves, up to the last one."
 )
 _VOCABULARY_NOTE: Final = "The logprobs are taken to be normalised over the whole vocabulary, at temperature 1."
+_EXPORT_NOTE: Final = "Beside target_logprobs stand the logprobs as they were before; these were taken."
 _CANDIDATES_NOTE: Final = (
     "The trainer normalised target_logprobs over the candidates, and brought them to its kd_temperature; if that was "
     "not 1, give it with --temperature."
@@ -116,25 +116,27 @@ def _is_v1(schema: pa.Schema) -> bool:
 def _read(inputs: list[Input], options: Options) -> Import:
     opened = read_tables(inputs, ready)
     first = first_row(opened)
-    tokenised = present(first, "target_logprobs")
-    columns = tuple(name for name in first if name not in _OWN and name not in RESERVED_NAMES)
+    exported = present(first, "target_logprobs") and present(first, "logprobs")
+    tokenised = present(first, "target_logprobs") and not exported
+    columns = tuple(name for name in first if name not in OWN and name not in RESERVED_NAMES)
     if options.tokens is not None:
         opened.pieces = paired(opened.pieces, samples_of(options.tokens), str(options.tokens))
     opened.parse = _Parser(tokenised, options.alignment, columns, options.tokens is not None)
-    said = {"next": _NEXT, "same": _SAME}.get(options.alignment or ("next" if tokenised else ""))
+    said = {"next": _NEXT, "same": _SAME}.get(options.alignment or ("next" if tokenised or exported else ""))
     opened.notes = [_RAW_NOTE if said is None else f"Taken as: {said}."]
-    normalised = "candidates" if tokenised else None
+    opened.settings = settings_of(inputs)
     if inputs and table_kind(inputs[0]) != "json":
         schema = schema_of(inputs[0])
-        normalised = normalised or (schema.metadata or {}).get(NORMALISED_KEY, b"").decode("ascii", "replace") or None
         opened.settings["columns"] = pa.schema([schema.field(name).remove_metadata() for name in columns])
-    if normalised in ("candidates", "vocabulary"):
-        opened.settings["normalised"] = normalised
-    elif options.normalised is None:
-        opened.check = check_normalised
     if tokenised:
+        opened.settings["normalised"] = "candidates"
+    elif "normalised" not in opened.settings and options.normalised is None:
+        opened.check = check_normalised
+    if exported:
+        opened.notes.append(_EXPORT_NOTE)
+    elif tokenised:
         opened.notes.append(_CANDIDATES_NOTE)
-    elif "candidates" not in (normalised, options.normalised):
+    if not tokenised and "normalised" not in opened.settings and options.normalised != "candidates":
         opened.notes.append(_VOCABULARY_NOTE)
     return opened
 
@@ -158,7 +160,7 @@ class _Parser:
     def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
         data, beside = record.data if self.paired else (record.data, None)
         row = row_of(data)
-        if present(row, "target_logprobs") != self.tokenised:
+        if (present(row, "target_logprobs") and not present(row, "logprobs")) != self.tokenised:
             raise SourceError("tokenised rows (target_logprobs) and raw ones are in one input; convert them apart")
         tokens = tokens_of(row) if beside is None else beside
         if tokens is None:
@@ -174,8 +176,8 @@ class _Parser:
         found = rows.arguments(tokens, at)
         if (mask := self._mask(row, tokens)) is not None:
             found["loss_mask"] = mask
-        extra = {name: plain(row.get(name)) for name in self.columns}
-        if any(name not in self.columns and name not in _OWN for name in row):
+        extra = {name: users.imported(row.get(name)) for name in self.columns}
+        if any(name not in self.columns and name not in OWN for name in row):
             tally.note(_EXTRA_NOTE)
         yield Item("add", extra | within_one(found, tally) | id_of(row))
 
@@ -184,7 +186,7 @@ class _Parser:
         name = "target_logprobs" if self.tokenised else "logprobs"
         rows = _numbers(row, name)
         given = rows.count
-        alignment = self._alignment(given, positions)
+        alignment = self._alignment(given, positions, exported=present(row, "target_logprobs"))
         if self.tokenised and present(row, "target_mask"):
             rows = rows.keep(_unpadded(row, rows.count))
         rows = without_zeros(without_nan_rows(rows, tally))
@@ -194,8 +196,8 @@ class _Parser:
             return replace(rows, count=rows.count[1:]), given[1:], 0
         return rows, given, first
 
-    def _alignment(self, count: NDArray[np.int64], positions: int) -> Alignment:
-        if self.alignment is not None or self.tokenised:
+    def _alignment(self, count: NDArray[np.int64], positions: int, *, exported: bool) -> Alignment:
+        if self.alignment is not None or self.tokenised or exported:
             return self.alignment or "next"
         return "same" if len(count) < positions or (len(count) > 0 and count[0] == 0) else "next"
 
@@ -283,57 +285,4 @@ IMPORTER: Final = Importer(
     read=_read,
     patterns=TABLES,
     options=("tokens", "alignment"),
-)
-
-
-# Export
-
-
-_EXPORTED: Final = {
-    "input_ids": (pa.int32(), 1),
-    "attention_mask": (pa.int8(), 1),
-    "labels": (pa.int32(), 1),
-    "logprobs": (pa.float32(), 2),
-    "target_token_ids": (pa.int32(), 2),
-}
-
-
-def _write(dataset: Dataset, path: Path, options: Export) -> list[str]:
-    faint = 0
-
-    def columns_of(stored: Sequence) -> dict[str, NDArray[Any]]:
-        nonlocal faint
-        ids, logprobs = rectangle(stored, width_of(stored, options.k), PAD_LOGPROB)
-        faint += int((logprobs < _UNDERFLOW).sum())
-        tokens = stored.tokens.astype(np.int32)
-        labels = tokens.copy()
-        if stored.loss_mask is not None:
-            labels[1:][stored.loss_mask[:-1] == 0] = IGNORED
-        labels[:1] = IGNORED  # no row predicts the first token
-        return {
-            "input_ids": tokens,
-            "attention_mask": np.ones(len(tokens), np.int8),
-            "labels": labels,
-            "logprobs": logprobs,
-            "target_token_ids": ids.astype(np.int32),
-        }
-
-    notes = write_table(dataset, path, options, _EXPORTED, columns_of)
-    notes.append(
-        "Positions without a distribution, as the last of a sequence, hold pads alone: the trainer makes a flat "
-        "distribution of them where it trains on them."
-    )
-    if faint:
-        notes.append(
-            f"{faint:,} candidates are below {_UNDERFLOW} nats: the trainer rounds these to probability 0, which makes "
-            f"its loss NaN; export with fewer candidates (k)."
-        )
-    return notes
-
-
-EXPORTER: Final = Exporter(
-    name="axolotl",
-    description="axolotl: a Parquet dataset for its distillation plugin (v2), next-token aligned",
-    loses="tail, target, logsumexp, entropy and draws; a loss_mask that is unknown, and that of the last position",
-    write=_write,
 )

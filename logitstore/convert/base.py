@@ -211,10 +211,14 @@ class Exporter:
         description: one line for the help text and the README.
         loses: what the format does not hold.
         write: writes a dataset as a file or directory of this path, which is not there yet, and returns notes on what
-            was lost. `export` gives it a temporary path, and moves what was written into place when it is complete.
+            was lost. `export` gives it a path of the final name in a temporary directory, and moves what was written
+            into place when it is complete.
+        files: of an output that is a directory, patterns of the files that it writes, as `data/*.parquet`. A directory
+            is only ever replaced where all that is in it has such names.
     """
 
     name: str
     description: str
     loses: str
     write: Callable[[Dataset, Path, Export], list[str]]
+    files: tuple[str, ...] = ()

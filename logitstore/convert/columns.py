@@ -4,6 +4,8 @@ Parquet, Arrow files and streams, the directories of `datasets` (their `Array2D`
 lists of lists ([T][k], ragged or not), one flat list with `count`, or one flat list of T times k. What a table does not
 show is asked for: what the values are, and which token a row is about.
 
+A `parquet` export says the latter two itself, in its metadata, and its normalisation and temperature too.
+
 With `next`, row t predicts the token at t + 1: T rows, or T - 1 where the last position has none. With `same`, row t
 is about the token at t: T rows, of which the first is left out, or T - 1 where that was done already. The columns with
 one value a row are placed likewise.
@@ -11,17 +13,19 @@ one value a row are placed likewise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from logitstore.convert import users
 from logitstore.convert.base import Import, Importer, Item, Options, Record, Tally, ValueKind, ready
+from logitstore.convert.columns_kept import further, joint, peeked
+from logitstore.convert.facts import facts_of
 from logitstore.convert.rows import (
     CLAMPED,
     Rows,
@@ -46,7 +50,6 @@ from logitstore.convert.tables import (
 from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, SourceError
 from logitstore.shard.chunk import RESERVED_NAMES
-from logitstore.shard.chunk import plain as without_dictionaries
 
 _VALUES: Final = {
     "logprob": ("logprobs", "values"),
@@ -63,8 +66,6 @@ _OPTIONAL: Final = ("count", "id", *_POSITIONAL)
 _TAKEN: Final = RESERVED_NAMES | {"self", *_OPTIONAL}
 """Names that an argument of `Writer.add` or a column of the format has; `Writer.add_draws` has `n` besides."""
 
-_PEEKED: Final = 8  # pieces of JSON lines, by whose values the users' columns get their types
-_ROW: Final = msgspec.json.Decoder(dict[str, Any])
 _FIRST_NOTE: Final = (
     "In {n} of the rows the distribution of the first token was left out: no token is before it that could predict it."
 )
@@ -189,7 +190,7 @@ class _Parser:
     def users(self, row: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         """The further columns."""
         if not self.json:
-            return {name: _user_value(name, row[name]) for name in self.user if name in row}
+            return {name: users.imported(row[name]) for name in self.user if name in row}
         kept: dict[str, Any] = dict.fromkeys(self.user)
         for name, value in row.items():
             if value is None or name in self.left or name in self.names.values():
@@ -263,21 +264,6 @@ def _id(value: Any, column: str) -> str:
     return str(value)
 
 
-def _user_value(name: str, value: pa.Scalar) -> Any:
-    if isinstance(value, pa.ExtensionScalar):
-        value = value.value
-    try:
-        found = plain(value)
-    except SourceError as error:
-        raise SourceError(f"{name}: {error}") from error
-    # An int above 2^63 would be of no Arrow type.
-    if isinstance(value, pa.UInt64Scalar) and found is not None:
-        return np.uint64(found)
-    if isinstance(found, list) and getattr(value.type, "value_type", None) == pa.uint64() and None not in found:
-        return np.array(found, np.uint64)
-    return found
-
-
 def _fits(value: Any, kind: pa.DataType) -> bool:
     """Whether a value of JSON can be stored as this type without loss."""
     try:
@@ -289,11 +275,12 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def _read(inputs: list[Input], options: Options) -> Import:
+    json = table_kind(inputs[0]) == "json"
+    options, facts = (options, {}) if json else _with_facts(inputs, options)
     given = _check(options)
     kind = options.value_kind or "logprob"
-    json = table_kind(inputs[0]) == "json"
     opened = read_tables(inputs, ready) if json else None
-    schema = _joint([schema_of(each) for each in inputs]) if opened is None else _peeked(opened)
+    schema = joint([schema_of(each) for each in inputs]) if opened is None else peeked(opened)
     try:
         # Where no line can be read at all, its own error is the one to show.
         names = _resolve(given, kind, schema.names or (*_VALUES[kind], "tokens", "ids", *given.values()))
@@ -301,7 +288,7 @@ def _read(inputs: list[Input], options: Options) -> Import:
         raise SourceError(f"{inputs[0].name}: {error}") from error
     over, positional, notes = _normalised(options, names)
     taken = _TAKEN | ({"n"} if kind == "draws" else set())
-    user, left = _users(schema, names, taken)
+    user, left = further(schema, names, taken)
     parser = _Parser(
         names=names,
         kind=kind,
@@ -316,8 +303,26 @@ def _read(inputs: list[Input], options: Options) -> Import:
     else:
         whole = replace(opened, parse=OfJson(parser))
     whole.settings = {"columns": user} | ({"normalised": "candidates"} if over else {})
+    if "temperature" in facts:
+        whole.settings["temperature"] = facts["temperature"]
     whole.notes = [*_said(options, names, over=over), *notes, *left]
+    if facts:
+        said = ", ".join(f"{name} {value}" for name, value in facts.items())
+        whole.notes.insert(0, f"The metadata of the input, an export of logitstore, say: {said}.")
     return whole
+
+
+def _with_facts(inputs: list[Input], options: Options) -> tuple[Options, dict[str, Any]]:
+    """The options, with what the metadata of the inputs say where the user says nothing; and what was taken of these.
+
+    They say it of the column `logprobs`: where another one is named, what its values are is left to ask for.
+    """
+    own = options.value_kind in (None, "logprob")
+    own = own and all(options.map.get(name, "logprobs") == "logprobs" for name in _VALUE_NAMES)
+    wanted = ("alignment", *(("value_kind", "normalised") if own else ()))
+    unsaid = [name for name in wanted if getattr(options, name) is None]
+    facts = facts_of(inputs, [*unsaid, "temperature"])
+    return replace(options, **{name: facts[name] for name in unsaid if name in facts}), facts
 
 
 def _check(options: Options) -> dict[str, str]:
@@ -375,81 +380,13 @@ def _said(options: Options, names: Mapping[str, str], *, over: bool) -> list[str
     """What was assumed."""
     about = "predicts the token at t + 1" if options.alignment == "next" else "is about the token at t"
     columns = ", ".join(f"{name}={column}" for name, column in names.items())
-    notes = [f"Row t {about}, as --alignment says; columns: {columns}."]
+    notes = [f"Row t {about}; columns: {columns}."]
     if options.value_kind == "logit":
         how = "over the candidates of each position alone" if over else "by the column of the logsumexp"
         return [*notes, f"Logits were normalised {how}, at the temperature recorded."]
     if options.normalised is None and options.value_kind != "draws":
         notes.append("Probabilities were taken to be normalised over the vocabulary; say --normalised if they are not.")
     return notes
-
-
-def _joint(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The columns of several tables; one whose type is not the same in all has none."""
-    types: dict[str, pa.DataType] = {}
-    for field in chain.from_iterable(schemas):
-        kind = without_dictionaries(
-            field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-        )
-        types[field.name] = kind if types.get(field.name, kind) == kind else pa.null()
-    return pa.schema(list(types.items()))
-
-
-def _peeked(opened: Import) -> pa.Schema:
-    """The columns of JSON lines, by the first pieces, which are then read again."""
-    first = list(islice(opened.pieces, _PEEKED))
-    opened.pieces = chain(first, opened.pieces)
-    values: dict[str, list[Any]] = {}
-    for record in chain.from_iterable(piece.records() for piece in first):
-        try:
-            row = _ROW.decode(record.data)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            continue  # it fails when its turn comes
-        for name, value in row.items():
-            values.setdefault(name, []).append(value if _is_simple(value) else {})
-    return pa.schema([(name, _type_of(listed)) for name, listed in values.items()])
-
-
-def _is_simple(value: Any) -> bool:
-    """Whether a value is a scalar, a text, or a list of such."""
-    return not isinstance(value, dict) and not (
-        isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
-    )
-
-
-def _type_of(values: list[Any]) -> pa.DataType:
-    """The type of a JSON column; null where there is none that can be kept."""
-    try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return pa.null()
-    if pa.types.is_null(kind):
-        return pa.utf8()  # text holds most of what may come later
-    return pa.list_(pa.utf8()) if kind == pa.list_(pa.null()) else kind
-
-
-def _users(schema: pa.Schema, names: Mapping[str, str], taken: frozenset[str]) -> tuple[pa.Schema, list[str]]:
-    """The further columns that are kept, and notes on those that are not."""
-    further = [field for field in schema if field.name not in names.values()]
-    ours = [field.name for field in further if field.name in taken or not field.name]
-    kept = [field for field in further if field.name not in ours and _is_kept(field.type)]
-    other = [field.name for field in further if field.name not in ours and field not in kept]
-    notes = []
-    if ours:
-        notes.append(f"The columns {', '.join(ours)} were left out: the format itself uses these names.")
-    if other:
-        notes.append(f"The columns {', '.join(other)} were left out: only scalars, texts and plain lists are kept.")
-    return pa.schema([(field.name, field.type) for field in kept]), notes
-
-
-def _is_kept(kind: pa.DataType, *, inside: bool = False) -> bool:
-    """Whether a column is kept: scalars, texts, and lists and structs of such; lists of lists are candidates mostly."""
-    of = pa.types
-    if of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind):
-        return not inside and _is_kept(kind.value_type, inside=not of.is_struct(kind.value_type))
-    if of.is_struct(kind):
-        return bool(kind.num_fields) and all(_is_kept(kind.field(i).type) for i in range(kind.num_fields))
-    return not (of.is_null(kind) or of.is_nested(kind) or isinstance(kind, pa.BaseExtensionType | pa.RunEndEncodedType))
 
 
 IMPORTER: Final = Importer(

@@ -1,4 +1,4 @@
-"""`distillkit`: what DistillKit's captures write and its trainer reads, in and out.
+"""`distillkit`: what DistillKit's captures write and its trainer reads, in.
 
 Parquet (or what `datasets` saves) with one row a sequence: `input_ids`, and in one of three layouts the candidates of
 each position: `compressed_logprobs` with `bytepacked_indices`; in older sets `packed_indices`, `exact_values` and
@@ -9,26 +9,24 @@ many, and number the documents of a row in `attention_mask`. Ranks that the engi
 
 The codecs lose: curves run over each other and sums over 1 even when read rightly. How often that is so tells right
 settings from wrong ones.
-
-Its trainer and its packer take every column as numbers, one a token. So `export` writes no column of ids: these stand
-in the metadata of the Parquet files. It writes `labels`, by which the trainer masks the row of the same position.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Export, Exporter, Import, Importer, Item, Options, Piece, Record, Tally
+from logitstore.convert.base import Import, Importer, Item, Options, Piece, Record, Tally
+from logitstore.convert.beside import check_normalised, count_whole
 from logitstore.convert.distillkit_codec import (
     MOST,
     PADDING,
@@ -38,12 +36,10 @@ from logitstore.convert.distillkit_codec import (
     decode,
     decode_legacy,
     describe,
-    format_settings,
-    id_bits,
-    pack,
     parse_settings,
     usable,
 )
+from logitstore.convert.facts import settings_of
 from logitstore.convert.rows import Rows, same_shape
 from logitstore.convert.source import Input
 from logitstore.convert.tables import (
@@ -56,16 +52,16 @@ from logitstore.convert.tables import (
     read_tables,
     table_kind,
 )
-from logitstore.dataset.reader import Dataset
-from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, SourceError
 from logitstore.limits import ID_LIMIT
-from logitstore.shard.sequence import Sequence
 
 Layout = Literal["present", "legacy", "raw"]
 
 SETTINGS: Final = "compression_config.yaml"
 """The file with the settings, beside the data."""
+
+IDS_KEY: Final = b"logitstore.ids"
+"""In the metadata of an exported Parquet file: JSON, the id of each row."""
 
 _LAYOUTS: Final[dict[Layout, tuple[str, ...]]] = {
     "present": ("compressed_logprobs", "bytepacked_indices"),
@@ -73,23 +69,9 @@ _LAYOUTS: Final[dict[Layout, tuple[str, ...]]] = {
     "raw": ("token_ids", "top_values"),
 }
 _ID: Final = "logitstore.id"  # a column that is added to what is read
-_IDS_KEY: Final = b"logitstore.ids"  # in the metadata of a Parquet file: JSON, the id of each row
 _IDS: Final = msgspec.json.Decoder(list[str])
 
 _JUDGED: Final = 1000  # rows before the settings are judged on the way
-_GROUP_BYTES: Final = 48 * 2**20  # a row group closes at this many; Parquet adds some
-_FILE_BYTES: Final = 640 * 2**20
-_FILE_IDS: Final = 8 * 2**20  # bytes of ids in the metadata of a file
-_SLOTS: Final = 2**25  # of one sequence, padding included: bounds memory
-_UNMASKED: Final = -100  # the label that is no label
-_SCHEMA: Final = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.uint64())),
-        ("compressed_logprobs", pa.list_(pa.list_(pa.uint8()))),
-        ("bytepacked_indices", pa.list_(pa.list_(pa.uint8()))),
-        ("labels", pa.list_(pa.int64())),
-    ]
-)
 
 _ALIGNED_NOTE: Final = "Row i was taken as the distribution of input_ids[i + 1]."
 _PAD_NOTE: Final = "The pad token that captures append to short texts is kept: it stands at the end of their tokens."
@@ -113,7 +95,10 @@ def _read(inputs: list[Input], options: Options) -> Import:
     logits = _are_logits(inputs[0], layout, options)
     codec = _codec(inputs, options, layout)
     masked = has_columns(inputs[0], "attention_mask")
-    settings: dict[str, Any] = {} if codec is None else {"logit_width": codec.d}
+    settings = settings_of(inputs)
+    judged = not logits and "normalised" not in settings and options.normalised is None
+    if codec is not None:
+        settings["logit_width"] = codec.d
     notes = [_ALIGNED_NOTE, _PAD_NOTE] + ([] if codec is None else [f"Settings: {describe(codec)}."])
     if logits:
         settings["normalised"] = "candidates"
@@ -127,7 +112,7 @@ def _read(inputs: list[Input], options: Options) -> Import:
         ("input_ids", *_LAYOUTS[layout], "labels", "attention_mask"),
         settings=settings,
         notes=notes,
-        check=partial(_check, inputs[0].name, codec),
+        check=partial(_check, inputs[0].name, codec, judged=judged),
     )
     opened.pieces = _named(opened.pieces, {source.name: _written_ids(source) for source in inputs})
     return opened
@@ -224,6 +209,7 @@ class _Parser:
             raise SourceError(f"{says}; there is at most one a token")
         if len(given.count) < len(tokens) - 1:
             tally.note(_SHORT_NOTE)
+        _judge(given, tally)
         rows, figures = usable(given, ID_LIMIT if self.codec is None else self.codec.d, logits=self.logits)
         tally.counts.update(figures)
         found = rows.arguments(tokens, slice(0, len(rows.count)))
@@ -285,7 +271,21 @@ def _mask(row: Mapping[str, Any], tokens: NDArray[np.int64], count: NDArray[np.i
     return None if bool(mask[count > 0].all()) else mask
 
 
-def _check(source: str, codec: Codec | LegacyCodec | None, tally: Tally, final: bool) -> list[str]:  # noqa: FBT001
+def _judge(given: Rows, tally: Tally) -> None:
+    """Count the rows, and those that sum to one as they stand there, without what is no candidate."""
+    counted = Tally()
+    count_whole(given.keep(given.logprobs > PADDING), counted)
+    tally.counts.update({f"judged {name}": n for name, n in counted.counts.items()})
+
+
+def _check(
+    source: str,
+    codec: Codec | LegacyCodec | None,
+    tally: Tally,
+    final: bool,  # noqa: FBT001
+    *,
+    judged: bool,
+) -> list[str]:
     """Judge the whole, and say the figures."""
     counts = tally.counts
     rows, over, positive = counts["rows"], counts["over"], counts["positive"]
@@ -298,6 +298,9 @@ def _check(source: str, codec: Codec | LegacyCodec | None, tally: Tally, final: 
     if 3 * over > rows:
         says = f"{source}: {over:,} of {rows:,} rows sum to over {MOST}, or are no numbers"
         raise SourceError(f"{says}: {wrong or 'these are no logprobs'}")
+    if judged:
+        whole = Counter({name: counts[f"judged {name}"] for name in ("rows", "whole")})
+        check_normalised(Tally(counts=whole), final)
     if not final:
         return []
     unsorted, scaled, emptied = (counts[name] for name in ("unsorted", "scaled", "emptied"))
@@ -314,7 +317,7 @@ def _written_ids(source: Input) -> list[str]:
     if source.size is None or table_kind(source) != "parquet":
         return []
     try:
-        return _IDS.decode(pq.read_metadata(source.path).metadata.get(_IDS_KEY, b"[]"))
+        return _IDS.decode(pq.read_metadata(source.path).metadata.get(IDS_KEY, b"[]"))
     except (pa.ArrowException, OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return []  # where the file is damaged, reading it says so
 
@@ -330,152 +333,6 @@ def _named(pieces: Iterator[Piece], names: Mapping[str, list[str]]) -> Iterator[
         yield piece
 
 
-def _write(dataset: Dataset, path: Path, options: Export) -> list[str]:
-    codec = _exact_codec(dataset, options.k)
-    path.mkdir()
-    (path / SETTINGS).write_text(format_settings(codec), encoding="utf-8")
-    cut = filled = empty = 0
-    with _Files(path, codec) as files:
-        for number, sequence in enumerate(dataset.select(["tokens", "ids", "logprobs", "loss_mask"]), 1):
-            files.add(sequence)
-            count = sequence.count.astype(np.int64)
-            cut += int(np.maximum(count - codec.k, 0).sum())
-            filled += int(((count > 0) & (count < codec.k)).sum())
-            empty += int((count == 0).sum())
-            options.progress(number)
-    info = dataset.info
-    notes = (
-        (cut, f"{cut:,} candidates beyond the best {codec.k} of their position were left out."),
-        (
-            filled,
-            f"{filled:,} positions have fewer than {codec.k} candidates: unused ids of probability 0 fill them up.",
-        ),
-        (empty, f"{empty:,} positions have no distribution: their rows are such ids alone, and `labels` masks them."),
-        (info.normalised == "candidates", "That probabilities are normalised over the candidates is not recorded."),
-        (info.temperature != 1, f"The temperature {info.temperature} is not recorded; its trainer supposes 1."),
-    )
-    return [f"Settings: {describe(codec)}.", *(note for holds, note in notes if holds)]
-
-
-def _exact_codec(dataset: Dataset, most: int | None) -> Codec:
-    """Settings that store every candidate as it is: k of the widest position, and a width that all ids fit."""
-    width = dataset.info.logit_width
-    widest = highest = 0
-    for sequence in dataset.select(["count"] if width is not None else ["count", "ids"]):
-        widest = max(widest, int(sequence.count.max(initial=0)))
-        if width is None:
-            highest = max(highest, int(sequence.ids.max(initial=0)))
-    k = max(1, widest if most is None else min(most, widest))
-    d = max(2, k, highest + 1 if width is None else width)
-    if 2 ** id_bits(d) < d:  # DistillKit would give ids too few bits
-        d = 2 ** d.bit_length()
-    return Codec(d=d, k=k, exact_k=k, polynomial_terms=(), delta_encoding=False)
-
-
-@dataclass(slots=True)
-class _Files:
-    """Writes `data_0.parquet`, `data_1.parquet`, ...; a context manager."""
-
-    path: Path
-    codec: Codec
-    held: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
-    held_bytes: int = 0
-    ids: list[str] = field(default_factory=list)
-    id_bytes: int = 0
-    bytes: int = 0
-    number: int = 0
-    writer: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._flush()
-        if self.writer is not None:
-            self._finish()
-
-    def add(self, sequence: Sequence) -> None:
-        """Add a sequence; what is held is written when it is enough."""
-        cells = _cells(sequence, self.codec)
-        self.held.append(cells)
-        self.held_bytes += sum(cell.nbytes for cell in cells)
-        self.ids.append(sequence.id)
-        self.id_bytes += len(sequence.id.encode()) + 3
-        if self.held_bytes >= _GROUP_BYTES or self.id_bytes >= _FILE_IDS:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Write what is held as one row group; an empty one is written where there would be no file at all."""
-        import pyarrow.parquet as pq  # noqa: PLC0415 - takes a while, and few need it
-
-        if not self.held and self.number + (self.writer is not None) > 0:
-            return
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self.path / f"data_{self.number}.parquet", _SCHEMA, compression="zstd")
-        self.writer.write_batch(_batch(self.held), row_group_size=max(1, len(self.held)))
-        self.bytes += self.held_bytes
-        self.held, self.held_bytes = [], 0
-        if self.bytes >= _FILE_BYTES or self.id_bytes >= _FILE_IDS:
-            self._finish()
-
-    def _finish(self) -> None:
-        self.writer.add_key_value_metadata({_IDS_KEY: msgspec.json.encode(self.ids)})
-        self.writer.close()
-        self.writer = None
-        self.number += 1
-        self.bytes, self.ids, self.id_bytes = 0, [], 0
-
-
-def _cells(sequence: Sequence, codec: Codec) -> tuple[NDArray[Any], ...]:
-    """Tokens [T], bytes of the values and of the ids [T, ...], labels [T]."""
-    if len(sequence) * codec.k > _SLOTS:
-        says = f"sequence {sequence.id!r}: {len(sequence)} positions of {codec.k} candidates each, padding included"
-        raise InvalidInputError(f"{says}, are too many for one row; export with a smaller k")
-    ids, logprobs = sequence.dense(codec.k, fill_logprob=PADDING)
-    count = np.minimum(sequence.count, codec.k).astype(np.int64)
-    if bool((count < codec.k).any()):
-        ids = _with_unused(ids, count)
-    values = np.ascontiguousarray(logprobs, "<f4").view(np.uint8).reshape(len(ids), 4 * codec.k)
-    trained = count > 0
-    if sequence.loss_mask is not None:
-        trained &= sequence.loss_mask != 0
-    tokens = sequence.tokens.astype(np.uint64)
-    return tokens, values, pack(ids, id_bits(codec.d)), np.where(trained, tokens.astype(np.int64), _UNMASKED)
-
-
-def _with_unused(ids: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Fill each row up, behind its `count` ids, with the lowest ids that are not among these.
-
-    Low ids, since they exist in every vocabulary: a loss looks them up in the student's logits.
-    """
-    k = ids.shape[1]
-    rank = np.arange(k)
-    stored = rank < count[:, None]
-    row, place = np.nonzero(stored & (ids < k))
-    used = np.zeros(ids.shape, np.bool_)
-    used[row, ids[row, place]] = True
-    unused = np.argsort(used, axis=1, kind="stable")  # in ascending order, and the used ones behind them
-    return np.where(stored, ids, np.take_along_axis(unused, np.maximum(rank - count[:, None], 0), axis=1))
-
-
-def _batch(rows: list[tuple[NDArray[Any], ...]]) -> pa.RecordBatch:
-    """The cells of some sequences as Arrow has them; no value becomes a Python object."""
-    if not rows:
-        return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
-    arrays = []
-    for cells in zip(*rows, strict=True):
-        whole = np.concatenate(cells)
-        values = pa.array(whole.ravel())
-        if whole.ndim == 2:
-            values = pa.ListArray.from_arrays(np.arange(len(whole) + 1, dtype=np.int32) * whole.shape[1], values)
-        starts = ragged.offsets(np.array([len(cell) for cell in cells])).astype(np.int32)
-        arrays.append(pa.ListArray.from_arrays(starts, values))
-    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
-
-
 IMPORTER: Final = Importer(
     name="distillkit",
     description="DistillKit: Parquet or Arrow with compressed logprobs, and compression_config.yaml",
@@ -484,14 +341,4 @@ IMPORTER: Final = Importer(
     read=_read,
     patterns=("*.parquet", "*.arrow"),
     options=("codec_config", "value_kind"),
-)
-
-EXPORTER: Final = Exporter(
-    name="distillkit",
-    description="DistillKit: a directory of Parquet with exact logprobs, and compression_config.yaml",
-    loses=(
-        "tails, candidates beyond k, target logprobs and ranks, logsumexp, entropy, draws, users' columns, teacher, "
-        "tokenizer and temperature; loss_mask where a position has no distribution"
-    ),
-    write=_write,
 )

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.convert.base import Export, Exporter
-from logitstore.convert.export_tables import chosen, cut, cut_notes, described
+from logitstore.convert.export_tables import chosen, cut, cut_notes
+from logitstore.convert.facts import described
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import CorruptDataError
 

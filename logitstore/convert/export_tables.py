@@ -9,7 +9,7 @@ a position; `draws`, beside the logprobs, where distributions were sampled; then
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,12 +22,12 @@ import pyarrow as pa
 import zstandard
 from numpy.typing import NDArray
 
-from logitstore._version import __version__
+from logitstore.convert import users
 from logitstore.convert.base import Export, Exporter
+from logitstore.convert.facts import FACTS_KEY, described
 from logitstore.convert.rows import CLAMPED
-from logitstore.dataset.reader import Dataset, open_shard
+from logitstore.dataset.reader import Dataset
 from logitstore.encoding import ragged
-from logitstore.errors import InvalidInputError
 from logitstore.shard.sequence import Sequence
 
 POSITIONAL: Final = ("tail", "target_logprob", "target_rank", "logsumexp", "entropy", "loss_mask")
@@ -56,12 +56,17 @@ class Chosen:
     Attributes:
         dataset: a view with these columns alone.
         names: the format's own columns, `tokens` first.
-        user: the users' columns.
+        user: the users' columns, and their types.
     """
 
     dataset: Dataset
     names: tuple[str, ...]
-    user: tuple[str, ...]
+    user: dict[str, pa.DataType]
+
+    def without(self, left: Collection[str]) -> Chosen:
+        """The same without some of the users' columns."""
+        kept = {name: kind for name, kind in self.user.items() if name not in left}
+        return Chosen(self.dataset.select([*self.names, *kept]), self.names, kept)
 
 
 def chosen(dataset: Dataset) -> Chosen:
@@ -70,7 +75,7 @@ def chosen(dataset: Dataset) -> Chosen:
     optional = [name for name in POSITIONAL if name in dataset.columns and info.totals.columns.get(name)]
     sampled = ["draws"] if info.totals.encodings.get("draws") else []
     names = ("tokens", "ids", "logprobs", *sampled, *optional)
-    user = tuple(name for name in info.user_columns if name in dataset.columns)
+    user = users.types_of(dataset)
     return Chosen(dataset.select([*names, *user]), names, user)
 
 
@@ -107,44 +112,23 @@ def cut_notes(dataset: Dataset, k: int | None) -> list[str]:
     return [f"Candidates beyond the best {k} of a position were left out."]
 
 
-def final_name(path: Path) -> str:
-    """The name that what is written under this temporary path will have."""
-    return path.name.removesuffix(".unfinished").removeprefix("." if path.name.endswith(".unfinished") else "")
-
-
-def described(dataset: Dataset, k: int | None) -> dict[str, Any]:
-    """What concerns a dataset as a whole, for formats that have a place for it."""
-    info = dataset.info
-    tokenizer = info.tokenizer
-    return {
-        "alignment": "next",
-        "value_kind": "logprob",
-        "normalised": info.normalised,
-        "temperature": info.temperature,
-        "logit_width": info.logit_width,
-        "top_k": k if k is not None else info.sampling.top_k,
-        "teacher": info.teacher,
-        "tokenizer": tokenizer and {"digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size},
-        "source": info.source,
-        "dataset_digest": info.dataset_digest,
-        "written_by": f"logitstore {__version__}",
-    }
-
-
 # Parquet
 
 _METADATA_NOTE: Final = (
     "Alignment, teacher, temperature, normalisation and the tokenizer's digest are in the file's metadata alone, under "
-    "the key logitstore."
+    "the key logitstore; logitstore convert --from columns reads it back, and takes these from there."
 )
+_SUFFIX: Final = ".parquet"
 
 
 def _write_parquet(dataset: Dataset, path: Path, options: Export) -> list[str]:
     what = chosen(dataset)
+    kept, left = users.split_for_parquet(what.user)
+    what = what.without(what.user.keys() - kept.keys())
     schema = _schema(what, options.k)
-    notes = [_METADATA_NOTE, *cut_notes(dataset, options.k)]
+    notes = [_METADATA_NOTE, *left, *cut_notes(dataset, options.k)]
     done = _Progress(options)
-    if "." in final_name(path):
+    if path.name.lower().endswith(_SUFFIX):
         with _Files(schema, lambda _number: path) as files:
             _write_rows(what, what.dataset, files, done, options.k)
         if len(dataset.splits) > 1:
@@ -213,7 +197,11 @@ class _Files:
             self._stack.close()
             self.number += 1
             self._open()
-        self._writer.write_table(pa.Table.from_batches([batch]), row_group_size=max(1, batch.num_rows))
+        table = pa.Table.from_batches([batch])
+        try:
+            self._writer.write_table(table, row_group_size=max(1, batch.num_rows))
+        except pa.ArrowException as error:
+            raise users.unwritten(table, error) from error
 
 
 def _write_rows(what: Chosen, view: Dataset, files: _Files, done: _Progress, k: int | None) -> None:
@@ -229,7 +217,7 @@ def _groups(view: Dataset, k: int | None) -> Iterator[list[Sequence]]:
     size = 0
     for sequence in view:
         kept = cut(sequence, k)
-        more = 4 * len(kept) + 12 * int(kept.offsets[-1]) + sum(map(_size, kept.columns.values()))
+        more = 4 * len(kept) + 12 * int(kept.offsets[-1]) + sum(map(users.size_of, _user_values(kept).values()))
         if group and size + more > _GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -239,33 +227,24 @@ def _groups(view: Dataset, k: int | None) -> Iterator[list[Sequence]]:
         yield group
 
 
-def _size(value: Any) -> int:
-    return len(value) * (8 if isinstance(value, list) else 1) if isinstance(value, str | bytes | list) else 8
-
-
 def _schema(what: Chosen, k: int | None) -> pa.Schema:
     fields = [pa.field("id", pa.utf8()), *(pa.field(name, _TYPES[name]) for name in what.names)]
-    fields += [pa.field(name, kind) for name, kind in _user_types(what).items()]
-    return pa.schema(fields, metadata={"logitstore": msgspec.json.encode(described(what.dataset, k))})
+    fields += [pa.field(name, kind) for name, kind in what.user.items()]
+    return pa.schema(fields, metadata={FACTS_KEY: msgspec.json.encode(described(what.dataset, k))})
 
 
-def _user_types(what: Chosen) -> dict[str, pa.DataType]:
-    """The types of the users' columns, which the shards alone have in full."""
-    found: dict[str, pa.DataType] = {}
-    info = what.dataset.info
-    for shard in info.shards if what.user else ():
-        found |= {each.name: each.type for each in open_shard(what.dataset.path, shard, info).user_fields}
-        if found.keys() >= set(what.user):
-            break
-    return {name: found.get(name, pa.utf8()) for name in what.user}
+def _user_values(sequence: Sequence) -> dict[str, Any]:
+    """The users' columns of a sequence; none where the view has none."""
+    found: dict[str, Any] = sequence.__dict__.get("columns", {})
+    return found
 
 
 def _batch(group: list[Sequence], what: Chosen, schema: pa.Schema) -> pa.RecordBatch:
     arrays = [pa.array([sequence.id for sequence in group], pa.utf8())]
     arrays += [_lists(group, name) for name in what.names]
     arrays += [
-        _user_array(name, [sequence.columns.get(name) for sequence in group], schema.field(name).type)
-        for name in what.user
+        users.array_of(name, [sequence.columns.get(name) for sequence in group], kind)
+        for name, kind in what.user.items()
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -290,22 +269,17 @@ def _offsets(lengths: NDArray[Any]) -> pa.Array:
     return pa.array(ragged.offsets(lengths).astype(np.int32))
 
 
-def _user_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
-    if any(isinstance(value, pa.Scalar) for value in values):  # what Python has no value for
-        values = [value if isinstance(value, pa.Scalar) else pa.scalar(value, kind) for value in values]
-    try:
-        array = pa.array(values, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InvalidInputError(f"the column {name!r} is not {kind} in every shard ({error})") from error
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
 # JSON lines
+
+_USERS_NOTE: Final = (
+    "Of the columns {names} JSON keeps the values, not their Arrow types: NaN and infinities become null, bytes "
+    "base64, and dates, times, durations and decimals text."
+)
 
 
 def _write_jsonl(dataset: Dataset, path: Path, options: Export) -> list[str]:
     what = chosen(dataset)
-    encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="string")
+    encoder = msgspec.json.Encoder(enc_hook=users.json_of, decimal_format="string")
     done = _Progress(options)
     with _opened(path) as file:
         for sequence in what.dataset:
@@ -317,13 +291,13 @@ def _write_jsonl(dataset: Dataset, path: Path, options: Export) -> list[str]:
     lost = "Teacher, tokenizer, temperature, normalisation and splits are not in the file"
     notes = [f"{lost}; convert it back by --from columns {' '.join(says)}."]
     if what.user:
-        notes.append(f"Of the columns {', '.join(what.user)} JSON keeps the values, not their Arrow types.")
+        notes.append(_USERS_NOTE.replace("{names}", ", ".join(what.user)))
     return [*notes, *cut_notes(dataset, options.k)]
 
 
 def _opened(path: Path) -> IO[bytes]:
     """The file, compressed where its name will say so."""
-    name = final_name(path)
+    name = path.name
     if name.endswith(".zst"):
         return zstandard.open(path, "wb")  # type: ignore[no-any-return]
     return gzip.open(path, "wb") if name.endswith(".gz") else path.open("wb")  # type: ignore[return-value]
@@ -340,7 +314,7 @@ def _object(sequence: Sequence, what: Chosen) -> dict[str, Any]:
             fields[name] = _nested(_listed(name, values), sequence)
         else:
             fields[name] = _listed(name, values)
-    return fields | sequence.columns
+    return fields | _user_values(sequence)
 
 
 def _listed(name: str, values: NDArray[Any]) -> list[Any]:
@@ -363,8 +337,9 @@ def _nested(values: list[Any], sequence: Sequence) -> list[list[Any]]:
 PARQUET: Final = Exporter(
     name="parquet",
     description="Parquet with plain lists, for the Hub's viewer and load_dataset: a file, or a directory of splits",
-    loses="the tokenizer's files and the digests; the bfloat16 logits themselves",
+    loses="the tokenizer's files and the digests; the bfloat16 logits themselves; columns that Parquet has no type for",
     write=_write_parquet,
+    files=("data/*-[0-9]*-of-[0-9]*.parquet",),
 )
 
 JSONL: Final = Exporter(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from logitstore.convert.base import Export, Exporter, Import, Importer, Item, Options, Record, Tally, ready
 from logitstore.convert.beside import first_record
-from logitstore.convert.export_rows import rectangle, width_of
+from logitstore.convert.export_rows import NEEDED, rectangle, width_of
 from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
 from logitstore.convert.rows import Rows, flat, same_shape, within_one
 from logitstore.convert.source import Input
@@ -39,6 +39,8 @@ _OVER_NOTES: Final = {
 _PADDED_NOTE: Final = "{n} samples end in padding, which was left out."
 _UNLABELLED_NOTE: Final = "{n} samples have no label for their last row, whose distribution is of an unknown token."
 
+_Over = Literal["vocabulary", "candidates"]
+_Temperature = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
 
 
@@ -51,15 +53,19 @@ class _Sample(msgspec.Struct, gc=False):
     loss_mask: list[float | bool] | None = None
     index: int | str | None = None
     id: str | int | None = None
-    normalised: Literal["vocabulary", "candidates"] = "vocabulary"
+    normalised: _Over = "vocabulary"
+    temperature: _Temperature = 1.0
 
 
-class _Flag(msgspec.Struct, gc=False):
-    normalised: Literal["vocabulary", "candidates"] = "vocabulary"
+class _Flags(msgspec.Struct, gc=False):
+    """What all samples of a file say, where it is not what NeMo-Aligner has."""
+
+    normalised: _Over = "vocabulary"
+    temperature: _Temperature = 1.0
 
 
 _SAMPLE: Final = msgspec.json.Decoder(_Sample)
-_FLAG: Final = msgspec.json.Decoder(_Flag)
+_FLAGS: Final = msgspec.json.Decoder(_Flags)
 _WHAT: Final = "sample of NeMo-Aligner"
 
 
@@ -73,27 +79,32 @@ def _recognises(source: Input) -> bool:
 
 def _read(inputs: list[Input], _options: Options) -> Import:
     opened = read_lines(inputs, ready)
-    normalised = "vocabulary"
+    flags = _Flags()
     try:
-        normalised = decode(_FLAG, first_record(opened) or b"{}", _WHAT).normalised
+        flags = decode(_FLAGS, first_record(opened) or b"{}", _WHAT)
     except SourceError:
         opened.notes = []  # it fails when its turn comes
-    opened.parse = _Parser(normalised)
-    opened.settings = {"normalised": normalised}
-    opened.notes = [_NOTE, _OVER_NOTES[normalised]]
+    opened.parse = _Parser(flags.normalised, flags.temperature)
+    opened.settings = {"normalised": flags.normalised}
+    if flags.temperature != 1:
+        opened.settings["temperature"] = flags.temperature
+    opened.notes = [_NOTE, _OVER_NOTES[flags.normalised]]
     return opened
 
 
 @dataclass(frozen=True, slots=True)
 class _Parser:
-    """Makes the sequence of a sample; all say the same of what they are normalised over."""
+    """Makes the sequence of a sample; all say the same of normalisation and temperature."""
 
     normalised: str
+    temperature: float
 
     def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
         sample = decode(_SAMPLE, record.data, _WHAT)
-        if sample.normalised != self.normalised:
-            raise SourceError(f"normalised is {sample.normalised}, in the first line it is {self.normalised}")
+        for name in ("normalised", "temperature"):
+            says, first = getattr(sample, name), getattr(self, name)
+            if says != first:
+                raise SourceError(f"{name} is {says}, in the first line it is {first}")
         rows = _rows(sample)
         tokens, size = _tokens(sample, tally)
         mask = _mask(sample)
@@ -104,9 +115,9 @@ class _Parser:
         found = rows.arguments(tokens, slice(0, size))
         if mask is not None:
             found["loss_mask"] = np.append(mask[:size], np.zeros(len(tokens) - size, np.bool_))
-        name = sample.id if sample.id is not None else sample.index
+        known_as = sample.id if sample.id is not None else sample.index
         found = within_one(found, tally)
-        yield Item("add", found if name is None else found | {"id": str(name)})
+        yield Item("add", found if known_as is None else found | {"id": str(known_as)})
 
 
 def _rows(sample: _Sample) -> Rows:
@@ -182,25 +193,32 @@ IMPORTER: Final = Importer(
 
 
 def _write(dataset: Dataset, path: Path, options: Export) -> list[str]:
-    short, last, empty, done = 0, 0, 0, 0
+    k, cut = width_of(dataset, options.k)
+    short, last, empty = 0, 0, 0
     encoder = msgspec.json.Encoder()
+    flags = _flags(dataset)
     with path.open("wb") as file:
-        for chunk in dataset.chunks():
-            for sequence in chunk:
-                if len(sequence) < 2:
-                    short += 1
-                else:
-                    file.write(encoder.encode(_sample_of(sequence, done, dataset.info.normalised, options)) + b"\n")
-                    last += int(sequence.count[-1] > 0)
-                    empty += int(_trained_without(sequence).sum())
-                done += 1
-                options.progress(done)
+        for number, sequence in enumerate(dataset.select(NEEDED)):
+            if len(sequence) < 2:
+                short += 1
+            else:
+                file.write(encoder.encode(_sample_of(sequence, number, k) | flags) + b"\n")
+                last += int(sequence.count[-1] > 0)
+                empty += int(_trained_without(sequence).sum())
+            options.progress(number + 1)
     notes = [
         f"{last:,} sequences have a distribution at their last position, where no label is known; these were left out.",
         f"{short:,} sequences have fewer than two tokens, so that they predict nothing; they were left out.",
         f"{empty:,} positions are trained on but have no distribution; their loss_mask is 0 now.",
     ]
-    return [note for note, n in zip(notes, (last, short, empty), strict=True) if n]
+    return [*cut, *(note for note, n in zip(notes, (last, short, empty), strict=True) if n)]
+
+
+def _flags(dataset: Dataset) -> dict[str, Any]:
+    """What NeMo-Aligner does not say of its own samples, and takes for granted."""
+    info = dataset.info
+    found: dict[str, Any] = {} if info.normalised == "vocabulary" else {"normalised": info.normalised}
+    return found if info.temperature == 1 else found | {"temperature": info.temperature}
 
 
 def _trained_without(sequence: Sequence) -> NDArray[np.bool_]:
@@ -209,15 +227,15 @@ def _trained_without(sequence: Sequence) -> NDArray[np.bool_]:
     return np.asarray((sequence.loss_mask[:-1] == 1) & (sequence.count[:-1] == 0))
 
 
-def _sample_of(sequence: Sequence, number: int, normalised: str, options: Export) -> dict[str, Any]:
-    ids, logprobs = rectangle(sequence, width_of(sequence, options.k), -np.inf)
+def _sample_of(sequence: Sequence, number: int, k: int) -> dict[str, Any]:
+    ids, logprobs = rectangle(sequence, k, -np.inf)
     ids, values = ids[:-1], logprobs[:-1].astype(np.float64)  # the difference of two float32 is exact enough in these
     present = sequence.count[:-1] > 0
     best = np.where(present, values[:, 0], 0.0)
     logits = values - best[:, None]
     logits[np.isneginf(logits)] = _PAD_LOGIT
     trained = present if sequence.loss_mask is None else present & (sequence.loss_mask[:-1] != 0)
-    found = {
+    return {
         "tokens": sequence.tokens[:-1].tolist(),
         "labels": sequence.tokens[1:].tolist(),
         "loss_mask": trained.astype(np.int64).tolist(),
@@ -227,12 +245,14 @@ def _sample_of(sequence: Sequence, number: int, normalised: str, options: Export
         "index": number,
         "id": sequence.id,
     }
-    return found | ({"normalised": normalised} if normalised != "vocabulary" else {})
 
 
 EXPORTER: Final = Exporter(
     name="nemo-aligner",
     description="NeMo-Aligner: JSON lines for its knowledge distillation",
-    loses="the last position's distribution, tail, target, entropy, draws, users' columns; an unknown loss_mask is 1",
+    loses=(
+        "the last position's distribution, tail, target, logsumexp, entropy, draws, users' columns, splits, teacher "
+        "and tokenizer; an unknown loss_mask is 1"
+    ),
     write=_write,
 )

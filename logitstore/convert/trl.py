@@ -16,16 +16,16 @@ import binascii
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Export, Exporter, Import, Importer, Item, Options, Record, Tally, ready
-from logitstore.convert.beside import check_actual, first_row, id_of, next_tokens, paired, row_of, rows_beside
-from logitstore.convert.export_rows import NORMALISED_KEY, rectangle, width_of, write_table
+from logitstore.convert import users
+from logitstore.convert.base import Import, Importer, Item, Options, Record, Tally, ready
+from logitstore.convert.beside import check_actual, first_row, id_of, paired, row_of, rows_beside
+from logitstore.convert.facts import settings_of
 from logitstore.convert.lines import has_keys
 from logitstore.convert.rows import Rows, same_shape, with_target, within_one, without_zeros
 from logitstore.convert.source import Input
@@ -40,22 +40,23 @@ from logitstore.convert.tables import (
     schema_of,
     table_kind,
 )
-from logitstore.dataset.reader import Dataset
 from logitstore.encoding import ragged
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.limits import PROBABILITY_SLACK
 from logitstore.shard.chunk import RESERVED_NAMES
-from logitstore.shard.sequence import Sequence as Stored
 
-_OWN: Final = frozenset({
+OWN: Final = frozenset({
     "topk_logprobs", "topk_token_ids", "actual_logprobs", "actual_token_ids", "input_ids", "attention_mask", "labels",
     "prompt_ids", "completion_ids", "prompt_mask", "completion_mask", "id",
 })  # fmt: skip
+"""Columns that mean something to the trainers, or here."""
 
+_ALIGNED: Final = "Row j is the distribution of completion token j, at the position before it"
 _NOTE: Final = (
-    "Row j is the distribution of completion token j, at the position before it; logprobs are taken to be normalised "
-    "over the whole vocabulary, at the temperature of the request (1 where it is not known)."
+    f"{_ALIGNED}; logprobs are taken to be normalised over the whole vocabulary, at the temperature of the request (1 "
+    f"where it is not known)."
 )
+_SAID_NOTE: Final = f"{_ALIGNED}; normalisation and temperature are those that the file's metadata say."
 _WITHOUT_NOTE: Final = (
     "In {n} sequences a placeholder stands for the prompt and loss_mask is 0, since no prompt is known: they are fit "
     "to look at, not to train on; give the requests with --prompts."
@@ -81,21 +82,21 @@ def _read(inputs: list[Input], options: Options) -> Import:
     opened = read_tables(inputs, ready)
     first = first_row(opened)
     columns = present(first, "topk_logprobs")
-    names = tuple(name for name in first if name not in _OWN and name not in RESERVED_NAMES) if columns else ()
+    names = tuple(name for name in first if name not in OWN and name not in RESERVED_NAMES) if columns else ()
     request: Mapping[str, Any] = first
     if options.prompts is not None:
         request = next(rows_beside(options.prompts, dict), {})
         opened.pieces = paired(opened.pieces, rows_beside(options.prompts, dict), str(options.prompts))
-    temperature = _temperature(request)
-    bos = options.tokenizer.bos_id if options.tokenizer is not None else None
-    opened.parse = _Parser(bos or 0, names, options.prompts is not None, temperature or 1.0)
-    opened.settings = {} if temperature is None else {"temperature": temperature}
-    opened.notes = [_NOTE]
+    said = settings_of(inputs)
+    temperature = None if "temperature" in said else _temperature(request)
+    opened.settings = said if temperature is None else said | {"temperature": temperature}
+    opened.notes = [_SAID_NOTE if said else _NOTE]
     if inputs and table_kind(inputs[0]) != "json":
         schema = schema_of(inputs[0])
         opened.settings["columns"] = pa.schema([schema.field(name).remove_metadata() for name in names])
-        if (schema.metadata or {}).get(NORMALISED_KEY) == b"candidates":
-            opened.settings["normalised"] = "candidates"
+    bos = options.tokenizer.bos_id if options.tokenizer is not None else None
+    asked = None if "temperature" in said else temperature or 1.0
+    opened.parse = _Parser(bos or 0, names, options.prompts is not None, asked)
     return opened
 
 
@@ -130,19 +131,19 @@ class _Parser:
         placeholder: the token that stands for a prompt.
         columns: the users' columns.
         paired: whether a request stands beside each record.
-        temperature: what the first request asked for.
+        temperature: what the first request asked for; None where that is known otherwise.
     """
 
     placeholder: int
     columns: tuple[str, ...]
     paired: bool
-    temperature: float
+    temperature: float | None
 
     def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
         data, beside = record.data if self.paired else (record.data, {})
         row = row_of(data)
         request = {**row, **beside}
-        if (_temperature(request) or 1.0) != self.temperature:
+        if self.temperature is not None and (_temperature(request) or 1.0) != self.temperature:
             raise SourceError(
                 f"temperature is {_temperature(request) or 1.0}, in the first request {self.temperature}; convert the "
                 f"two into different datasets"
@@ -153,7 +154,7 @@ class _Parser:
             name = id_of(row)
             if number and name:
                 name = {"id": f"{name['id']}#{number}"}
-            extra = {name: plain(row.get(name)) for name in self.columns}
+            extra = {name: users.imported(row.get(name)) for name in self.columns}
             found = self._arguments(part, row if len(parts) == 1 else {}, tally)
             yield Item("add", extra | within_one(found, tally) | name)
 
@@ -425,67 +426,4 @@ IMPORTER: Final = Importer(
     read=_read,
     patterns=TABLES,
     options=("prompts",),
-)
-
-
-# Export
-
-
-_EXPORTED: Final = {
-    "input_ids": (pa.int32(), 1),
-    "completion_mask": (pa.int8(), 1),
-    "topk_logprobs": (pa.float32(), 2),
-    "topk_token_ids": (pa.int32(), 2),
-    "actual_logprobs": (pa.float32(), 1),
-}
-
-
-def actual_logprobs(stored: Stored) -> NDArray[np.float32]:
-    """The logprob of tokens[t + 1] at each position t: the candidate's, else what is stored of it, else -inf."""
-    count = stored.count.astype(np.int64)
-    said = np.full(len(count), -np.inf, np.float32)
-    if stored.target_logprob is not None:
-        known = ~np.isnan(stored.target_logprob)
-        said[known] = stored.target_logprob[known]
-    row = ragged.rows(count)
-    own = stored.ids == next_tokens(stored.tokens.astype(np.int64), np.arange(len(count)))[row]
-    said[row[own]] = stored.logprobs[own]
-    return said
-
-
-def _write(dataset: Dataset, path: Path, options: Export) -> list[str]:
-    lost = {"last": 0, "unknown": 0}
-
-    def columns_of(stored: Stored) -> dict[str, NDArray[Any]]:
-        ids, logprobs = rectangle(stored, width_of(stored, options.k), -np.inf)
-        ids[np.isneginf(logprobs)] = 0
-        wanted = stored.count > 0
-        mask = wanted if stored.loss_mask is None else stored.loss_mask != 0
-        rows = slice(int(np.argmax(wanted | mask)) if (wanted | mask)[:-1].any() else max(0, len(mask) - 1), -1)
-        actual = actual_logprobs(stored)[rows]
-        lost["last"] += int(wanted[-1:].sum())
-        lost["unknown"] += int((np.isneginf(actual) & wanted[rows]).sum())
-        return {
-            "input_ids": stored.tokens.astype(np.int32),
-            "completion_mask": np.insert(mask[:-1], 0, values=False)[: len(mask)].astype(np.int8),
-            "topk_logprobs": logprobs[rows],
-            "topk_token_ids": ids[rows].astype(np.int32),
-            "actual_logprobs": actual,
-        }
-
-    notes = write_table(dataset, path, options, _EXPORTED, columns_of)
-    if lost["last"]:
-        notes.append(f"{lost['last']:,} sequences have a distribution at their last position, of a token that is not "
-                     f"there; these were left out.")  # fmt: skip
-    if lost["unknown"]:
-        notes.append(f"At {lost['unknown']:,} positions the logprob of the real token is not known; actual_logprobs is "
-                     f"-inf there.")  # fmt: skip
-    return notes
-
-
-EXPORTER: Final = Exporter(
-    name="trl",
-    description="TRL: a Parquet file with topk_logprobs, topk_token_ids and actual_logprobs of the completions",
-    loses="the last position's distribution, tail, logsumexp, entropy and draws; a loss_mask that is unknown",
-    write=_write,
 )
