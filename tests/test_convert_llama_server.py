@@ -425,6 +425,35 @@ def test_an_entry_may_have_no_number_of_its_own(tmp_path):
     assert sequence.target_logprob[1] == -3.0
 
 
+def test_drafted_tokens_have_no_distribution(tmp_path, tokenizer):
+    """With a draft model the server does not look up those that it accepts: it says probability 1 and no candidates."""
+    entries = [entry(2, -1.5, TOP), entry(3, 0.0, []), entry(4, -2.5, [])]
+    options = {"tokenizer": tokenizer()}
+    sequence = one(
+        tmp_path, *entries, prompt="a", tokens_evaluated=2, content="bcd",
+        notes=["At 2 positions the reply has no candidates"], options=options,
+    )  # fmt: skip
+    assert sequence.count.tolist()[1:] == [3, 0, 0, 0]
+    assert sequence.loss_mask.tolist() == [0, 1, 0, 0, 0]
+    assert math.isnan(sequence.target_logprob[2])
+    assert sequence.target_logprob[3] == -2.5
+
+
+def test_a_token_with_two_logprobs_is_counted_or_refused(tmp_path):
+    twice = [entry(2, -1.5, TOP)] * 4 + [entry(2, -4.5, TOP)]
+    sequence = one(tmp_path, *twice, notes=["At 1 positions the actual token has another logprob"])
+    assert sequence.target_logprob[4] == -1.5
+    (tmp_path / "b").mkdir()
+    refused(tmp_path / "b", "row 0 gives the token 2 the logprob -4.5", reply(*[twice[4]] * 4))
+
+
+def test_a_prompt_that_may_be_with_bos_or_without_is_counted(tmp_path, tokenizer):
+    options = {"tokenizer": tokenizer()}
+    dataset, notes = read(tmp_path, reply(*entries_of(2), prompt="a", tokens_evaluated=None), **options)
+    assert dataset[0].tokens.tolist() == [0, 1, 2]
+    assert any("In 1 of the replies the engine does not say how many tokens" in note for note in notes)
+
+
 def broken(change):
     """A good reply whose second entry, or its second candidate, `change` changes."""
     made = reply(*entries_of(1, 2))
@@ -575,7 +604,8 @@ def replies(draw):
         top = draw(st.dictionaries(ids, value, max_size=6))
         shift = math.log(max(1.0, sum(map(math.exp, top.values())))) + 1e-3
         listed = [(token, float(np.float32(level - shift))) for token, level in top.items()]
-        made.append(entry(draw(ids), draw(value), listed))
+        token = draw(ids)
+        made.append(entry(token, dict(listed).get(token, draw(value)), listed))
     return made
 
 
@@ -595,7 +625,8 @@ def test_every_reply_is_as_a_slow_reading_has_it(made):
                 assert sequence.ids[part].tolist() == order
                 assert sequence.logprobs[part].tolist() == [levels[token] for token in order]
                 assert sequence.target_rank[t] == (1 + order.index(said["id"]) if said["id"] in levels else 0)
-                own = said["logprob"] if said["logprob"] > -9999 else math.nan
+                drafted = said["logprob"] == 0 and not said["top_logprobs"] and any(e["top_logprobs"] for e in entries)
+                own = math.nan if drafted or said["logprob"] <= -9999 else said["logprob"]
                 assert sequence.target_logprob[t] == own or math.isnan(own)
 
 

@@ -233,14 +233,34 @@ def test_what_stands_hidden_before_an_answer_leaves_no_context(tmp_path, tokeniz
         ("bxd", 3, False),
         (None, 3, False),
         ("", 3, False),
-        ("bxd", 2, True),
+        ("bxd", 2, False),
+        (None, 2, True),
+        (" bd", 2, True),
+        ("d", 2, True),
     ],
 )
 def test_missing_rows_are_found_by_the_text(tmp_path, tokenizer, text, generated, known):
     made = chat(B, D, text=text, usage={"completion_tokens": generated})
     dataset, notes = read(tmp_path, made, tokenizer=tokenizer(), prompts=[{"prompt": "xy"}])
     assert dataset[0].loss_mask.any() == known
-    assert ("not certain which" in notes) != known
+    assert ("not certain which" in notes) == (not known and generated == 3)
+    assert ("the tokens do not spell the text" in notes) == (text == "bxd")
+
+
+def test_texts_are_compared_whatever_is_known(tmp_path, tokenizer):
+    lossy = chat(B, D, text="b d")  # a decoder took the space
+    dataset, notes = read(tmp_path, lossy, GOOD | {"id": "y"}, tokenizer=tokenizer())
+    assert "In 1 of the choices loss_mask is 0, because the tokens do not spell the text" in notes
+    made = completion(["x", "y", "b"], [None, -0.125, -0.5], [None, {"y": -0.125}, {"b": -0.5}])
+    made["choices"][0]["text"] = "x yb"
+    dataset, notes = read(tmp_path, made, tokenizer=tokenizer())
+    assert not dataset[0].loss_mask.any()
+    end = entry("<end>", -0.5, [("<end>", -0.5)])
+    for text in ("bd", "b<end>d", "b<end>d<end>"):
+        made = chat(B, end, D, end, text=text)
+        dataset, notes = read(tmp_path, made, tokenizer=tokenizer(), prompts=[{"prompt": "x"}])
+        assert dataset[0].loss_mask.any()
+        assert "spell" not in notes
 
 
 def test_replies_of_the_batch_api(tmp_path, tokenizer):
@@ -387,6 +407,106 @@ def test_fewer_candidates_than_asked_for_and_the_own_token_among_them(tmp_path):
     assert dataset[0].target_logprob[1] == -3.0
 
 
+def test_positions_without_candidates_beside_others_are_not_trained_on(tmp_path, tokenizer):
+    made = chat(B, entry("d", -3.0, []), entry("e", 0.0, []), B, text="bdeb")
+    dataset, notes = read(tmp_path, made, tokenizer=tokenizer(), prompts=[{"prompt": "x"}])
+    assert dataset[0].count.tolist() == [0, 2, 0, 0, 2, 0]
+    assert dataset[0].loss_mask.tolist() == [0, 1, 0, 0, 1, 0]
+    assert dataset[0].target_logprob[2] == -3.0
+    assert math.isnan(dataset[0].target_logprob[3])  # a drafted token is said to have probability 1
+    assert "At 2 positions the reply has no candidates" in notes
+
+
+def test_a_generated_token_in_front_of_better_ones_is_the_target_only(tmp_path, tokenizer):
+    """vLLM's chat gives the first k of the generated token and the best ones behind it."""
+    far = entry("b", -7.75, [("b", -7.75), ("c", -0.5), ("d", -1.5)])
+    second = entry("b", -1.0, [("b", -1.0), ("c", -0.75), ("d", -3.0)])
+    third = entry("b", math.log(0.25), [("b", math.log(0.25)), ("c", math.log(0.375)), ("d", math.log(0.3125))])
+    dataset, notes = read(tmp_path, chat(far, second, third), tokenizer=tokenizer())
+    assert [list(row) for row in rows(dataset[0])] == [[3, 4], [3, 2, 4], [3, 4, 2], []]
+    assert dataset[0].target_logprob[0] == -7.75
+    assert dataset[0].target_rank.tolist() == [0, 2, 3, 0]
+    assert "At 1 positions the generated token stands in front of better" in notes
+    alone = [entry("b", level, [("b", level)]) for level in (-0.5, -0.75)]
+    dataset, notes = read(tmp_path, chat(*alone), tokenizer=tokenizer())
+    assert [list(row) for row in rows(dataset[0])] == [[2], [], []]
+    assert "At 1 positions" in notes
+    other = entry("b", -0.75, [("c", -0.75)])  # with top_logprobs=1 elsewhere the best one is listed
+    dataset, _ = read(tmp_path, chat(*alone, other), tokenizer=tokenizer())
+    assert [list(row) for row in rows(dataset[0])][:2] == [[2], [2]]
+
+
+def test_a_token_with_two_logprobs_is_counted_or_refused(tmp_path, tokenizer):
+    wrong = entry("b", -4.5, [("b", -0.5), ("c", -1.5)])
+    dataset, notes = read(tmp_path, chat(B, B, B, wrong, text="bbbb"), tokenizer=tokenizer())
+    assert dataset[0].target_logprob[3] == -0.5
+    assert "At 1 positions the actual token has another logprob" in notes
+    refused(tmp_path, "row 2 gives the token 2 the logprob -4.5", chat(B, B, wrong, wrong), tokenizer=tokenizer())
+
+
+def test_ids_of_the_reply_are_used(tmp_path, tokenizer):
+    a = entry("a", -0.5, [("a", -0.5), ("c", -1.5)])  # two tokens have these bytes
+    made = chat(a, D, text="ad", prompt_token_ids=[24, 25])
+    made["choices"][0]["token_ids"] = [BYTE_A, 4]
+    dataset, notes = read(tmp_path, made, tokenizer=tokenizer())
+    assert dataset[0].tokens.tolist() == [24, 25, BYTE_A, 4]
+    assert rows(dataset[0])[1] == {BYTE_A: -0.5, 3: -1.5}
+    assert dataset[0].target_rank.tolist() == [0, 1, 0, 0]
+    assert dataset[0].loss_mask.tolist() == [0, 1, 1, 0]
+    assert "placeholder" not in notes
+    made["choices"][0] |= {"token_ids": [BYTE_A, 5], "prompt_token_ids": [7]}  # its text is of another
+    dataset, notes = read(tmp_path, made, tokenizer=tokenizer())
+    assert dataset[0].tokens.tolist() == [7, BYTE_A, 5]
+    assert rows(dataset[0])[1] == {}
+    assert "At 1 positions the generated token's id and its text" in notes
+    made["choices"][0]["token_ids"] = [4]
+    refused(tmp_path, "1 token_ids and logprobs of 2 tokens", made, tokenizer=tokenizer())
+    other = chat(D, D, D, D, text="dddd")
+    other["choices"][0]["token_ids"] = [4, 4, 9, 9]
+    refused(tmp_path, "token 2: its id in token_ids is 9, .*the token 4, .*2 of 4", other, tokenizer=tokenizer())
+    echo = completion(["x", "b"], [None, -0.5], [None, {"b": -0.5}], prompt_token_ids=[24])
+    echo["choices"][0]["token_ids"] = [2]
+    assert read(tmp_path, echo, tokenizer=tokenizer())[0][0].tokens.tolist() == [24, 2]
+
+
+def test_rows_of_a_prompt_are_not_dropped(tmp_path, tokenizer):
+    """They may stand behind what recognition sees."""
+    scored = {"prompt_logprobs": [None, {"2": {"logprob": -0.1, "rank": 1}}]}
+    inside = copy.deepcopy(GOOD)
+    inside["choices"][0] |= scored
+    for made in (
+        GOOD | scored,
+        inside,
+        listed(tokens=["token_id:1", "token_id:2"]),
+        chat(entry("token_id:1", -0.5, [])),
+    ):
+        refused(tmp_path, "reply of vLLM; say --from vllm", made, tokenizer=tokenizer())
+    read(tmp_path, GOOD | {"prompt_logprobs": None}, tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize("first", ["\ufffd", "xyz"])
+def test_an_echo_whose_first_token_is_not_certain_is_refused(tmp_path, tokenizer, first):
+    made = completion([first, "b"], [None, -0.5], [None, {"b": -0.5}])
+    refused(tmp_path, "line 1: it is not certain which token the first one is", made, tokenizer=tokenizer())
+
+
+def test_replies_without_an_answer_are_counted(tmp_path, tokenizer):
+    refused_ = {"id": "z", "output": [{"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]}
+    dataset, notes = read(tmp_path, GOOD, refused_, tokenizer=tokenizer())
+    assert len(dataset) == 1
+    assert "1 replies were left out, since they have no answer" in notes
+    refused(tmp_path, "line 2: choices is empty", GOOD, {"id": "y", "choices": []}, tokenizer=tokenizer())
+
+
+def test_choices_that_repeat_a_long_prompt_too_often_are_refused(tmp_path, monkeypatch):
+    made = chat(*IDS)
+    made["choices"] *= 30
+    options = {"prompts": [{"prompt": list(range(100))}]}
+    read(tmp_path, made, **options)
+    monkeypatch.setattr("logitstore.convert.rows.SEQUENCE_CANDIDATES", 5000)
+    refused(tmp_path, "line 1: choice 24: .*over the limit of 5000 together", made, **options)
+
+
 def test_refusals_are_noted(tmp_path):
     made = chat(*IDS, text=None)
     made["choices"][0]["logprobs"] = {"content": None, "refusal": IDS[:1]}
@@ -408,7 +528,12 @@ def test_refusals_are_noted(tmp_path):
         ({"prompt": "xy"}, 2, [24, 25]),
         ({"prompt": "<bos>xy"}, 3, [0, 24, 25]),
         ({"prompt": [7, 8, 9]}, None, [7, 8, 9]),
-        ({"prompt": [7, 8, 9]}, 5, [7, 8, 9]),
+        ({"prompt": [7, 8, 9]}, 3, [7, 8, 9]),
+        ({"prompt": [7, 8, 9]}, 5, None),
+        ({"prompt_token_ids": [7, 8, 9]}, 2, None),
+        ({"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False}, None, [0, 24]),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "b"}], "continue_final_message": True}, None, [0, 24, 2]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, None, [0, 24, 26]),
         ({"prompt_token_ids": [7, 8]}, None, [7, 8]),
         ({"prompt": "q", "prompt_token_ids": [7, 8]}, None, [7, 8]),
         ({"messages": [{"role": "user", "content": "x"}]}, None, [0, 24, 26]),
@@ -458,9 +583,63 @@ def test_requests_are_found_by_id_or_in_order(tmp_path, tokenizer):
         refused(tmp_path, match, first, second, prompts=prompts, **options)
 
 
+def batch(name, reply):
+    return {"custom_id": name, "response": {"body": reply}}
+
+
+def test_damaged_replies_do_not_change_how_requests_are_found(tmp_path, tokenizer):
+    words = {"q0": "x", "q1": "y", "q2": "z"}
+    asked = [{"custom_id": name, "body": {"prompt": word}} for name, word in words.items()]
+    broken = b'{"custom_id": "q2", dam'
+    options = {"tokenizer": tokenizer(), "on_error": "skip"}
+    for replies, prompts in [
+        ([broken, batch("q0", GOOD), batch("q1", GOOD)], asked),
+        ([batch("q1", GOOD), broken, batch("q0", GOOD)], asked),
+        ([batch("q1", GOOD), batch("q0", GOOD)], [b'{"custom_id": "q2", dam', *asked[:2]]),
+        ([broken, GOOD | {"id": "q1"}, GOOD | {"id": "q0"}], [{"id": k, "prompt": v} for k, v in words.items()]),
+        (
+            [GOOD | {"id": None}, GOOD | {"id": "q1"}, GOOD | {"id": "q0"}],
+            [{"id": k, "prompt": v} for k, v in words.items()],
+        ),
+    ]:
+        dataset, _ = read(tmp_path, *replies, prompts=prompts, **options)
+        named = {s.columns["prompt"] for s in dataset}
+        assert named == {"x", "y"}
+        if replies[0] != GOOD | {"id": None}:
+            assert {s.id: s.columns["prompt"] for s in dataset} == {"q0": "x", "q1": "y"}
+    long = b'{"custom_id": "q2", ' + b" " * 2**20 + b"dam"  # all that the first piece has
+    dataset, _ = read(tmp_path, long, batch("q1", GOOD), batch("q0", GOOD), prompts=asked, **options)
+    assert [s.columns["prompt"] for s in dataset] == ["y", "x"]
+
+
+def test_a_prompt_that_may_be_with_bos_or_without_is_counted(tmp_path, tokenizer):
+    made = chat(B, D)
+    _, notes = read(tmp_path, made, tokenizer=tokenizer(), prompts=[{"prompt": "x"}])
+    assert "In 1 of the replies the engine does not say how many tokens" in notes
+    made["usage"] = {"prompt_tokens": 2, "completion_tokens": 2}
+    assert "does not say" not in read(tmp_path, made, tokenizer=tokenizer(), prompts=[{"prompt": "x"}])[1]
+
+
+@pytest.mark.parametrize(("last", "text"), [("b", "xb"), ("b ", "xb "), (" b", "xyb"), ("b", "xbz")])
+def test_an_answer_may_go_on_with_the_last_message(tmp_path, tokenizer, last, text):
+    template = "{{ messages[0].content }}{% if text %}{{ text }}{% else %}{{ messages[1].content }}{% endif %}<end>"
+    request = {
+        "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": last}],
+        "continue_final_message": True,
+        "chat_template_kwargs": {"text": text[1:]},
+    }
+    dataset, _ = read(tmp_path, GOOD, tokenizer=tokenizer(template), prompts=[request])
+    assert dataset[0].columns["prompt"] == text.removesuffix("z")
+    both = request | {"add_generation_prompt": True}
+    refused(tmp_path, "exclude each other", GOOD, tokenizer=tokenizer(template), prompts=[both])
+    gone = request | {"chat_template_kwargs": {"text": "y"}}
+    refused(tmp_path, "does not show the last message", GOOD, tokenizer=tokenizer(template), prompts=[gone])
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of its input is no text"),
         ({"prompt": ["x", "y"]}, "its prompt is several texts"),
         ({"prompt": [[1], [2]]}, "no whole prompt"),
         ({"prompt": [-1]}, "no whole prompt"),
@@ -651,7 +830,9 @@ def test_replies_are_recognised(tmp_path):
         ("long", lines(chat(*IDS * 1000)), True),
         ("compressed", zstandard.ZstdCompressor().compress(lines(GOOD)), True),
         ("without logprobs", lines({"choices": [{"text": "x", "logprobs": None}]}), False),
-        ("vllm", lines(GOOD | {"prompt_logprobs": None}), False),
+        ("vllm's usual chat", lines(GOOD | {"prompt_logprobs": None, "prompt_token_ids": None, "kv_transfer_params": None}), True),
+        ("vllm's chat with ids", lines(GOOD | {"prompt_logprobs": None, "prompt_token_ids": [1, 2]}), True),
+        ("vllm", lines(GOOD | {"prompt_logprobs": [None, {"2": {"logprob": -0.1}}]}), False),
         ("vllm's ids", lines(listed(tokens=["token_id:1", "token_id:2"])), False),
         ("vllm's prompt", lines({"choices": [{"index": 0, "text": " x", "prompt_logprobs": [None], "token_ids": [865], "logprobs": {"tokens": [" x"]}}]}), False),
         ("sglang", lines({"text": "x", "meta_info": {"output_token_logprobs": [[-0.1, 865, None]]}}), False),

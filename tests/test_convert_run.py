@@ -105,6 +105,48 @@ def test_skipping_counts_lists_ten_and_keeps_the_numbers_of_the_others(tmp_path,
     assert [s.id for s in logitstore.open(tmp_path / "out")] == [str(i) for i in range(0, 30, 2) if i != 4]
 
 
+def test_a_record_that_is_refused_in_its_middle_says_what_is_kept(tmp_path, monkeypatch):
+    def two(record, tally):
+        first, second = parse(record, tally)
+        yield first
+        second.arguments["logprobs"] = second.arguments["logprobs"] + np.float32(1)
+        yield second
+
+    one = Importer(
+        name="plain", description="", loses="", recognises=PLAIN.recognises, read=lambda i, o: read_lines(i, two)
+    )
+    monkeypatch.setattr("logitstore.convert.run.importers", lambda: {"plain": one})
+    (tmp_path / "a.jsonl").write_bytes(line(0, times=2))
+    done = convert([tmp_path / "a.jsonl"], tmp_path / "out", on_error="skip")
+    assert (done.summary.sequences, done.skipped) == (1, 1)
+    assert re.search(
+        r"line 1: sequence '0#1': .*\(of this record, the 1 sequence before this one are kept\)", done.failures[0]
+    )
+    assert done.notes == ("6 rows were read.",)
+    assert logitstore.open(tmp_path / "out").tokenizer() is not None
+
+
+def test_a_byte_order_mark_and_what_python_writes_and_arrays_are_spoken_of(tmp_path):
+    good = {"id": "a", "prompt_token_ids": [1, 2], "prompt_logprobs": [None, {"2": {"logprob": -0.1, "rank": 1}}]}
+    path, text = tmp_path / "in.jsonl", json.dumps(good)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert convert([path], tmp_path / "out").importer == "vllm"
+    for data, match in [
+        (text.replace("-0.1", "-Infinity"), "line 1: no whole reply.*NaN or Infinity, .*write null"),
+        (text.replace("-0.1", "NaN"), "write null"),
+        (text.replace("-0.1", "-0.1."), "malformed.*capture it again, or repair"),
+        (f"[{text}, {text}]", r"a JSON array\? Write one object a line \(jq -c '\.\[\]'\)"),
+        (json.dumps([good], indent=1), "a JSON array"),
+        (text.replace("[1, 2]", "[1, []]"), "got `array`.*capture it again"),
+    ]:
+        path.write_text(data)
+        with pytest.raises(SourceError, match=match):
+            convert([path], tmp_path / "out", importer="vllm", overwrite=True)
+    path.write_text(f"[{text}]")
+    with pytest.raises(InvalidInputError, match=r"no importer recognises .*A JSON array of records must become"):
+        convert([path], tmp_path / "out", overwrite=True)
+
+
 def test_nothing_but_skipped_records_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(line(0, wrong="a hole") * 2)
     with pytest.raises(SourceError, match=r"no sequences in this input: all 2 records were skipped, .* a hole"):

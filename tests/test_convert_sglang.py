@@ -193,6 +193,7 @@ def test_input_that_the_reply_does_not_hold_becomes_a_placeholder(tmp_path):
     check(dataset[2])
     assert "In 2 of the replies a placeholder" in notes
     assert "logprob_start_len=0" in notes
+    assert "In 1 of the replies the tokens of the input are taken to be the whole input" in notes
 
 
 def test_the_placeholder_is_the_tokenizers_bos():
@@ -211,6 +212,19 @@ def test_probability_zero_is_no_candidate(tmp_path):
         dataset, _ = converted(folder, made)
         assert [row(dataset[0], t)[0] for t in (2, 3)] == [[53], [14]]
         assert math.isnan(dataset[0].target_logprob[2])
+
+
+def test_a_token_with_two_logprobs_is_counted_or_refused(tmp_path):
+    made = {
+        "output_token_logprobs": triples(*[(-0.25, 14)] * 4, (-4.5, 14)),
+        "output_top_logprobs": nested(OUTPUT_TOP[1:] * 5),
+    }
+    dataset, notes = converted(tmp_path, reply(**made) | {"output_ids": None})
+    assert dataset[0].target_logprob[6] == -0.25
+    assert "At 1 positions the actual token has another logprob" in notes
+    made["output_token_logprobs"] = triples(*[(-4.5, 14)] * 5)
+    with pytest.raises(SourceError, match=r"meta_info\.output_token_logprobs: row 0 gives the token 14 .*5 of 5 rows"):
+        converted(tmp_path, reply(**made) | {"output_ids": None}, overwrite=True)
 
 
 def test_logprobs_of_named_ids_are_left_out(tmp_path):

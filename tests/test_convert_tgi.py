@@ -95,6 +95,20 @@ def test_other_sequences_and_lists_of_replies(tmp_path):
     assert dataset[1].ids.tolist() == [7, 8]
 
 
+def test_rows_that_are_missing_beside_others_are_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"line 1: top_tokens, row 1 is empty and others are not.*missing"):
+        read(tmp_path, reply(top_tokens=[TOP[0], []]))
+
+
+def test_a_token_with_two_logprobs_is_counted_or_refused(tmp_path):
+    tokens = [TOKENS[0]] * 4 + [token(5, -4.5)]
+    dataset, notes = read(tmp_path, reply(tokens=tokens, top_tokens=[TOP[0]] * 5))
+    assert dataset[0].target_logprob[6] == -0.5
+    assert "At 1 positions the actual token has another logprob" in notes
+    with pytest.raises(SourceError, match=r"tokens: row 2 gives the token 5 the logprob -4\.5.* 4 of 4 rows"):
+        read(tmp_path, reply(tokens=tokens[4:] * 4, top_tokens=[TOP[0]] * 4))
+
+
 def test_null_is_what_the_sampler_excluded(tmp_path):
     listed = [[*TOP[0], token(20, None)], [*TOP[1], token(21, -1e300), token(22, -9999.0)]]
     tokens = [TOKENS[0] | {"logprob": None}, TOKENS[1] | {"logprob": -1e300}]

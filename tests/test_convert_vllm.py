@@ -13,6 +13,7 @@ import pytest
 
 import logitstore
 from logitstore.convert import convert, vllm, vllm_rows
+from logitstore.convert import rows as rows_module
 from logitstore.convert.base import Input, Options, Record, Tally
 from logitstore.convert.pool import parsed
 from logitstore.errors import InvalidInputError, SourceError
@@ -324,7 +325,7 @@ def asdict_of(output):
 def test_counters_are_no_ids(tmp_path):
     """Each process counts from 0 again, so that several files would have the same."""
     made = asdict_of(dict_output(request_id="7", outputs=[CompletionOutput([13]), CompletionOutput([14])]))
-    dataset, _ = converted(tmp_path, made, made)
+    dataset, _ = converted(tmp_path, made, made | {"request_id": ""})
     assert [sequence.id for sequence in dataset] == ["0", "0#1", "1", "1#1"]
 
 
@@ -422,6 +423,78 @@ def test_replies_are_read(tmp_path, made, name):
     assert "placeholder" not in notes
 
 
+def test_a_token_below_its_rows_others_is_a_candidate_only_where_it_must_be_the_next(tmp_path):
+    """The first k of the list are those with the actual token in front, whatever its rank."""
+    sure = [(13, math.log(0.2), 3), (53, math.log(0.5), 1), (56, math.log(0.25), 2)]  # 0.05 are left to others
+    dataset, notes = converted(tmp_path, completion(logprobs=legacy(sure, ROWS[3])))
+    assert row(dataset[0], 2)[0] == [53, 56, 13]
+    assert dataset[0].target_rank.tolist()[2:] == [3, 0, 0]
+    assert "At 1 positions the generated token stands below the other candidates" in notes
+    alone = content([(13, math.log(0.6), 1)], [(14, math.log(0.4), 1)])  # top_logprobs=1 gives it alone
+    dataset, notes = converted(tmp_path, chat(logprobs=alone), overwrite=True)
+    assert [row(dataset[0], t)[0] for t in (2, 3)] == [[13], []]
+    assert dataset[0].target_logprob[2:4].tolist() == pytest.approx([math.log(0.6), math.log(0.4)])
+    assert dataset[0].target_rank.tolist()[2:] == [1, 0, 0]
+    assert "At 1 positions" in notes
+
+
+def test_a_token_with_two_logprobs_is_counted_or_refused(tmp_path):
+    rows = [[(13, -2.0, 2), (53, -0.75, 1)]] * 7 + [[(13, -0.5, 1), (53, -1.5, 2)]]
+    made = legacy(*rows)
+    made["token_logprobs"][-1] = -4.5
+    found = completion(logprobs=made, token_ids=[13] * 8)
+    dataset, notes = converted(tmp_path, found)
+    assert dataset[0].target_logprob[-2] == -0.5
+    assert "At 1 positions the actual token has another logprob" in notes
+    rounded = changed(found, *C, "logprobs", "token_logprobs", -1, value=-0.49)
+    assert "another logprob" not in converted(tmp_path, rounded, overwrite=True)[1]
+    made["token_logprobs"][:4] = [-9.0] * 4
+    with pytest.raises(
+        SourceError, match=r"line 1: .*logprobs: row 0 gives the token 13 the logprob -9, .*-2, .*5 of 8"
+    ):
+        converted(tmp_path, completion(logprobs=made, token_ids=[13] * 8), overwrite=True)
+    flat_form = flat(logprobs=[-5.0, -0.5, -1.5, -7.0, -1.0, -2.0])
+    (sequence,) = added(tmp_path / "b", dict_output(prompt_logprobs=flat_form))
+    assert sequence.target_logprob[0] == -0.5
+
+
+def test_sorted_keys_do_not_make_other_tokens(tmp_path):
+    """`json.dumps(sort_keys=True)` and `jq -S` sort the candidates by their ids' texts."""
+    fits = completion(prompt_token_ids=None)
+    converted(tmp_path, fits)
+    for order, rows in [
+        (sorted, [ROWS[0], [(52, -7.0, 412), (51, -1.0, 1), (53, -2.0, 2)]]),  # the best one first
+        (sorted, [ROWS[0], [(53, -7.0, 412), (51, -1.0, 1), (52, -2.0, 2)]]),
+        (sorted, [[(11, -0.5, 1)], [(60, -7.0, 412), (51, -1.0, 1)]]),  # k = 1
+        (sorted, [[(11, -0.5, 1)], [(60, -2.0, 2), (51, -1.0, 1)]]),
+        (list, [[(11, -0.5, 1), (50, -1.5, 3), (51, -2.5, 2)], ROWS[1]]),
+    ]:
+        prompt = [None, *(dict(order(said(made).items())) for made in rows)]
+        with pytest.raises(
+            SourceError, match=r"prompt_logprobs: behind the first .* keys were sorted; .*return_token_ids"
+        ):
+            converted(tmp_path, completion(prompt_token_ids=None, prompt_logprobs=prompt), overwrite=True)
+
+
+def test_choices_share_the_rows_of_their_prompt(tmp_path, monkeypatch):
+    calls = []
+    kept = vllm._prompt_rows
+    monkeypatch.setattr(vllm, "_prompt_rows", lambda *given: calls.append(1) or kept(*given))
+    made = chat() | {"choices": chat()["choices"] * 5}
+    dataset, _ = converted(tmp_path, made)
+    assert len(calls) == 1
+    for sequence in dataset:
+        check_served(sequence)
+
+
+def test_choices_that_repeat_a_long_prompt_too_often_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "SEQUENCE_CANDIDATES", 100)
+    made = chat() | {"choices": chat()["choices"] * 6}
+    with pytest.raises(SourceError, match=r"line 1: choice 5: .*over the limit of 100 together"):
+        converted(tmp_path, made)
+    converted(tmp_path, chat() | {"choices": chat()["choices"] * 5}, overwrite=True)
+
+
 @pytest.mark.parametrize("made", [completion(token_ids=None), chat(token_ids=None)])
 def test_generated_tokens_are_known_by_their_candidates(tmp_path, made):
     dataset, _ = converted(tmp_path, made)
@@ -504,14 +577,26 @@ def test_without_the_prompts_ids_a_placeholder_stands_for_it(tmp_path):
     assert "In 2 of the sequences a placeholder" in notes
 
 
-def test_the_tokenizers_bos_is_the_first_token(tmp_path):
-    parser = vllm._Parser("logprob", 2)
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_tokenizers_bos_is_the_first_token_where_it_adds_one(adds):
+    parser = vllm._Parser("logprob", 2, adds)
     tally = Tally()
     made = completion(prompt_token_ids=None)
     (item,) = parser(Record("x", 0, json.dumps(made).encode()), tally)
     assert item.arguments["tokens"].tolist() == [2, 11, 12, 13, 14]
-    assert "loss_mask" not in item.arguments
-    assert [note for note in tally.notes if "BOS" in note]
+    assert ("loss_mask" in item.arguments) is not adds
+    assert bool([note for note in tally.notes if "BOS" in note]) is adds
+    assert bool([note for note in tally.notes if "placeholder" in note]) is not adds
+
+
+@pytest.mark.parametrize(("name", "adds"), [("gemma3", True), ("llama3", False)])
+def test_whether_the_tokenizer_adds_bos_is_its_own_say(tmp_path, shared, name, adds):
+    tokenizer = logitstore.Tokenizer.from_path(shared(f"tokenizers/{name}"))
+    assert tokenizer.adds_bos is adds
+    dataset, notes = converted(tmp_path, completion(prompt_token_ids=None), tokenizer=tokenizer)
+    assert dataset[0].tokens[0] == tokenizer.bos_id
+    assert (dataset[0].loss_mask is None) is adds
+    assert ("placeholder" in notes) is not adds
 
 
 def changed(made, *path, value):
@@ -549,9 +634,19 @@ C = ("choices", 0)
         (completion(logprobs=legacy(*ROWS[1:], name=text)), "logprobs has 3 tokens, token_ids 2"),
         (changed(completion(), *C, "logprobs", "token_logprobs", value=[-1.0]), "2 tokens, 1 token_logprobs"),
         (changed(completion(), *C, "logprobs", "top_logprobs", value=[{}]), "and 1 top_logprobs"),
-        (changed(completion(), *C, "logprobs", "tokens", 1, value=" x"), "no `token_id:` with an id"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value=" x"), "some are texts"),
         (changed(completion(), *C, "logprobs", "tokens", 1, value="14"), "some are texts"),
         (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id:" + "9" * 30), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id: 3"), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id:1_0"), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id:\u0663"), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id:-5"), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "tokens", 1, value="token_id:"), "no `token_id:`"),
+        (changed(completion(), *C, "logprobs", "top_logprobs", 1, value=None), "top_logprobs: row 1 is empty"),
+        (changed(completion(), *C, "logprobs", "top_logprobs", 0, value={}), "top_logprobs: row 0 is empty"),
+        (changed(chat(), *C, "logprobs", "content", 1, "top_logprobs", value=[]), "top_logprobs: row 1 is empty"),
+        (changed(completion(), *C, "logprobs", "token_logprobs", 1, value=None), "token_logprobs: row 1 is empty"),
+        (chat(delta={"content": "x"}), "a piece of a streamed reply"),
         (changed(completion(), *C, "logprobs", "top_logprobs", 1, value={"token_id:x": -1.0}), "no `token_id:`"),
         (changed(completion(), *C, "logprobs", "top_logprobs", 1, value={"token_id:5": 1.0}), r"row 1: .* 1\.0"),
         (changed(chat(), *C, "logprobs", "content", 0, "logprob", value=0.5), r"the token 13 has 0\.5"),
@@ -626,7 +721,7 @@ def mutated(made, chance):
 def test_whatever_a_record_is_it_is_read_or_refused(tmp_path, make, kind):
     chance = random.Random(7)
     made = json.loads(json.dumps(make()))
-    parser = vllm._Parser(kind, None)
+    parser = vllm._Parser(kind, None, False)
     read = 0
     settings = vllm_rows.settings_of(kind)
     with logitstore.Writer(tmp_path / "out", **settings) as writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from logitstore.errors import LogitStoreError, SourceError
 JSONL: Final = ("*.jsonl", "*.jsonl.zst", "*.jsonl.gz", "*.ndjson", "*.ndjson.zst", "*.ndjson.gz")
 """Names of files of JSON lines."""
 
+_NO_NUMBER: Final = re.compile(rb"[\[:,]\s*-?(NaN|Infinity)\b")
 _PIECE_BYTES: Final = 2**20  # enough that handing it to another process costs little
 _T = TypeVar("_T")
 
@@ -82,7 +84,7 @@ def first_line(source: Input) -> bytes:
         head = source.head()
     except (LogitStoreError, OSError):
         return b""
-    return head.lstrip().split(b"\n", 1)[0]
+    return head.removeprefix(BOM_UTF8).lstrip().split(b"\n", 1)[0]
 
 
 def has_keys(source: Input, *keys: str) -> bool:
@@ -108,4 +110,13 @@ def decode(decoder: msgspec.json.Decoder[_T], line: bytes | msgspec.Raw, what: s
     try:
         return decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise SourceError(f"no whole {what} ({error}); capture it again, or repair the line") from error
+        raise SourceError(f"no whole {what} ({error}); {_advice(bytes(line), str(error))}") from error
+
+
+def _advice(line: bytes, says: str) -> str:
+    """What to do about a line that is not the JSON that it should be."""
+    if line.strip() == b"[" or says.endswith("got `array`"):  # elsewhere than at its root the message goes on
+        return "a JSON array? Write one object a line (jq -c '.[]')"
+    if says.startswith("JSON is malformed") and _NO_NUMBER.search(line):
+        return "JSON has no NaN or Infinity, as Python writes them: write null"
+    return "capture it again, or repair the line"

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import isnan, nan
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from logitstore.convert.base import Import, Importer, Item, Options, Piece, Record, Tally, ready
 from logitstore.convert.lines import JSONL, decode, first_line, read_lines
-from logitstore.convert.prompts import COUNT_NOTE, WITHOUT, PromptEncoder
-from logitstore.convert.rows import CLAMPED, Rows, ranks_of, spread
+from logitstore.convert.prompts import WITHOUT, PromptEncoder, chosen
+from logitstore.convert.rows import CLAMPED, Rows, agreeing, ranks_of, spread
 from logitstore.convert.source import Input
 from logitstore.convert.vocabulary import (
     Vocabulary,
@@ -55,6 +55,10 @@ _CONTEXT_NOTE: Final = (
     "look at, not to train on, and its loss_mask is 0 throughout; convert with the teacher's tokenizer to train on it."
 )
 _GAP_NOTE: Final = WITHOUT + "entries are missing and it is not certain which; capture with return_tokens to know."
+_EMPTY_NOTE: Final = (
+    "At {n} positions the reply has no candidates, though it has some at others, as of tokens that a smaller model "
+    "drafted: they are empty, and loss_mask is 0 there."
+)
 _TRUNCATED_NOTE: Final = "In {n} of the replies the engine says truncated: the model may have seen less of the context."
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
@@ -143,7 +147,7 @@ def _parse(line: bytes, vocabulary: Vocabulary | None, tally: Tally) -> _Reply:
         return _REPLY.decode(line)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         if not _OLD_KEY.search(line):
-            raise SourceError(f"no whole reply of /completion ({error}); capture it again") from error
+            return decode(_REPLY, line, "reply of /completion")  # says what is wrong
         if vocabulary is None:
             says = "the token ids are missing, as in all replies of llama-server before 2025 (probs, tok_str)"
             raise SourceError(f"{says}; give the teacher's --tokenizer, or capture again with a later one") from error
@@ -204,14 +208,15 @@ class _Parser:
         top = [(entry.top_probs if self.sampled else entry.top_logprobs) or [] for entry in entries]
         if self.encoder is None:
             gather(tally, chain.from_iterable(top), entries)
-        count, ids, logprobs, own, rank = _numbers(entries, top, sampled=self.sampled)
+        listed, there = _numbers(entries, top, sampled=self.sampled, tally=tally)
+        tally.note(_EMPTY_NOTE, int((~there).sum()))
         generated, at = _generated(reply, entries)
         prompt = self._prompt(reply, generated, at, tally)
         before = [self.placeholder] if prompt is None else prompt
         tokens = np.array([*before, *generated], np.int64)
-        rows = len(before) - 1 + np.array(range(len(count)) if at is None else at, np.int64)  # t predicts t + 1
-        found = Rows(count, ids, logprobs, own, rank).arguments(tokens, rows)
-        found["loss_mask"] = spread(np.full(len(rows), prompt is not None), rows, len(tokens), 0)
+        rows = len(before) - 1 + np.array(range(len(there)) if at is None else at, np.int64)  # t predicts t + 1
+        found = listed.arguments(tokens, rows)
+        found["loss_mask"] = spread(there & (prompt is not None), rows, len(tokens), 0)
         yield Item("add", found | {"prompt": reply.prompt, "text": reply.content})
 
     def _prompt(self, reply: _Reply, generated: list[int], at: list[int] | None, tally: Tally) -> list[int] | None:
@@ -223,11 +228,8 @@ class _Parser:
         if at is None or (not reply.tokens and _has_gap(reply, self.encoder.tokenizer.pieces(generated))):
             tally.note(_GAP_NOTE)
             return None
-        for tokens in self.encoder.encodings(reply.prompt) if reply.prompt is not None else ():
-            if tokens and reply.tokens_evaluated in {None, len(tokens)}:
-                return tokens
-        tally.note(COUNT_NOTE)
-        return None
+        encodings = self.encoder.encodings(reply.prompt) if reply.prompt is not None else ()
+        return chosen(encodings, reply.tokens_evaluated, tally)
 
 
 def _has_gap(reply: _Reply, pieces: list[bytes]) -> bool:
@@ -258,8 +260,10 @@ def _find(ids: list[int], tokens: list[int]) -> list[int]:
     return [at for at in places if at is not None]
 
 
-def _numbers(entries: list[_Entry], top: list[list[_Candidate]], *, sampled: bool) -> tuple[NDArray[Any], ...]:
-    """Count, flat ids and logprobs of the candidates; logprob of each own token, and its rank where it is one."""
+def _numbers(
+    entries: list[_Entry], top: list[list[_Candidate]], *, sampled: bool, tally: Tally
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """The candidates, with the logprob of each own token, and its rank where it is one; and which rows are there."""
     count = np.fromiter(map(len, top), np.int64, len(top))
     row = ragged.rows(count)
     flat = [*chain.from_iterable(top), *entries]
@@ -275,8 +279,13 @@ def _numbers(entries: list[_Entry], top: list[list[_Candidate]], *, sampled: boo
         raise SourceError(f"entry {np.r_[row, : len(top)][at]}: {says}; capture it again")
     ids, own_ids = np.split(ids, [len(row)])
     values, own = np.split(values.astype(np.float32), [len(row)])
-    rank = ranks_of(Rows(count, ids, values), own_ids)
-    return count, ids, values, np.where(np.isneginf(own), np.float32(np.nan), own), rank
+    rows = Rows(count, ids, values)
+    own = agreeing(
+        rows, own_ids, np.where(np.isneginf(own), np.float32(np.nan), own), "completion_probabilities", tally
+    )
+    there = (count > 0) | (not count.any())
+    own[~there & (own == 0)] = np.nan  # of a drafted token, which the engine does not look up
+    return replace(rows, target_logprob=own, target_rank=ranks_of(rows, own_ids)), there
 
 
 IMPORTER: Final = Importer(

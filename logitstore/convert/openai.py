@@ -5,9 +5,10 @@ llama-server's completions and the `output[].content[]` of a Response. Other com
 `echo` the prompt's tokens too, of which the first has no row. Row t of a reply is about token t, and becomes the row
 of the position before it.
 
-Tokens are given as bytes or as text, and are found in the teacher's vocabulary, except where the server gives ids
-(llama-server does). What cannot be found is left to the tail; where it is a generated token, the sequence ends before
-it. Replies do not hold their prompts: these come from the requests (`--prompts`), else one placeholder stands for each.
+Tokens are given as bytes or as text, and are found in the teacher's vocabulary, except where the server gives ids:
+llama-server of all, vLLM (return_token_ids) of the generated ones and the prompt. What cannot be found is left to the
+tail; where it is a generated token, the sequence ends before it. Other replies do not hold their prompts: these come
+from the requests (`--prompts`), else one placeholder stands for each.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from numpy.typing import NDArray
 from logitstore.convert.base import Import, Importer, Item, Options, Piece, Record, Tally
 from logitstore.convert.lines import JSONL, first_line, read_lines
 from logitstore.convert.openai_replies import Choice, Listing, Reply, choices_of, listing, read_reply
-from logitstore.convert.prompts import WITHOUT, Prompt, PromptEncoder, id_of, prompt_of, with_requests
-from logitstore.convert.rows import Rows, spread
+from logitstore.convert.prompts import WITHOUT, Prompt, PromptEncoder, prompt_of
+from logitstore.convert.request_files import key_of, with_requests
+from logitstore.convert.rows import Rows, bounded, spread
 from logitstore.convert.source import Input
 from logitstore.convert.vocabulary import Vocabulary, certain, check_vocabulary
 from logitstore.encoding import ragged
+from logitstore.errors import SourceError
 
 _OWN_KEYS: Final = re.compile(rb'"(choices|output|response)"\s*:')
 _LOGPROBS_KEY: Final = re.compile(rb'"logprobs"\s*:\s*[{\[]')
 _FOREIGN: Final = re.compile(
-    rb'"(prompt_logprobs|prompt_token_ids|token_ids|kv_transfer_params|completion_probabilities|meta_info|details)"\s*:'
-    rb'|"token_id:\d'
+    rb'"(prompt_logprobs|completion_probabilities|meta_info|details)"\s*:\s*[\[{]'
+    rb'|"token_id:[0-9]'
 )
 _COLUMNS: Final = pa.schema([("prompt", pa.string()), ("text", pa.string())])
 
@@ -48,6 +51,10 @@ _NO_PROMPT_NOTE: Final = (
     "--prompts to train on them."
 )
 _GAP_NOTE: Final = WITHOUT + "some of its tokens have no logprobs and it is not certain which."
+_SPELLING_NOTE: Final = (
+    "In {n} of the choices loss_mask is 0, because the tokens do not spell the text: it is not certain that they are "
+    "those that were generated; capture with ids if the server gives them."
+)
 _HIDDEN_NOTE: Final = WITHOUT + "thoughts or calls of tools stand before the answer, which the reply does not hold."
 
 
@@ -83,7 +90,7 @@ def _never(_record: Record, _tally: Tally) -> list[Item]:
 
 def _are_named(piece: Piece) -> bool:
     """Whether the first replies have ids of their own, each another; all are numbered otherwise."""
-    names = [id_of(record.data) for record in piece.records()]
+    names = [key.name for record in piece.records() if (key := key_of(record.data)).readable]
     return None not in names and len(set(names)) == len(names)
 
 
@@ -107,26 +114,49 @@ class _Parser:
         reply = read_reply(record.data.reply)
         choices = list(choices_of(reply, tally))
         lists = [listing(choice, self.vocabulary, tally) for choice in choices]
-        prompt, obstacles = self._prompt(record, reply, lists, tally)
+        prompt, obstacles = self._prompt(record, reply, choices, lists, tally)
         missing = reply.generated - sum(each.size for each in choices)
         name = reply.custom_id or reply.id
-        for number, (choice, listed) in enumerate(zip(choices, lists, strict=True)):
-            n = certain(listed.ids, tally)
-            obstacle = None if listed.echo else self._obstacle(reply, choice, listed.ids[:n], prompt, missing)
-            if obstacle is not None:
-                obstacles.add(obstacle)
-            known = listed.echo or (obstacle is None and prompt.tokens is not None)
-            before = [] if listed.echo else prompt.tokens if known and prompt.tokens else [self.placeholder]
-            found = _arguments(listed, n, before, known=known)
-            if self.named and name:
-                found["id"] = f"{name}#{number}" if number else str(name)
-            yield Item("add", found | {"prompt": prompt.text, "text": choice.text})
+        made = (
+            self._sequence(reply, *each, prompt, missing, obstacles, tally) for each in zip(choices, lists, strict=True)
+        )
+        for number, found in enumerate(bounded(made)):
+            called = {"id": f"{name}#{number}" if number else str(name)} if self.named and name else {}
+            yield Item("add", found | called)
         for note in sorted(obstacles):
             tally.note(note)
 
-    def _prompt(self, record: Record, reply: Reply, lists: list[Listing], tally: Tally) -> tuple[Prompt, set[str]]:
+    def _sequence(
+        self,
+        reply: Reply,
+        choice: Choice,
+        listed: Listing,
+        prompt: Prompt,
+        missing: int,
+        obstacles: set[str],
+        tally: Tally,
+    ) -> dict[str, Any]:
+        """Arguments of `Writer.add` for a choice; adds what keeps its context from being known to the `obstacles`."""
+        n = certain(listed.ids, tally)
+        if listed.echo and n == 0:
+            raise SourceError("it is not certain which token the first one is, so none is; capture with ids")
+        ids = listed.ids[:n]
+        if choice.prompt is not None:
+            prompt = Prompt(prompt.text, choice.prompt)
+        obstacle = None if listed.echo else self._obstacle(reply, choice, ids, prompt, missing)
+        if obstacle is not None:
+            obstacles.add(obstacle)
+        known = listed.echo or (obstacle is None and prompt.tokens is not None)
+        before = [] if listed.echo else prompt.tokens if known and prompt.tokens else [self.placeholder]
+        spelled = self._spell(ids, choice.text, within=True) is not False
+        tally.note(_SPELLING_NOTE, not spelled)
+        return _arguments(listed, n, before, known=known and spelled) | {"prompt": prompt.text, "text": choice.text}
+
+    def _prompt(
+        self, record: Record, reply: Reply, choices: list[Choice], lists: list[Listing], tally: Tally
+    ) -> tuple[Prompt, set[str]]:
         """The prompt, and what keeps it from being known, unless its reader says that."""
-        if lists and all(each.echo for each in lists):
+        if all(one.echo or choice.prompt is not None for choice, one in zip(choices, lists, strict=True)):
             return Prompt(), set()
         if not self.requests:
             return Prompt(), {_NO_PROMPT_NOTE}
@@ -142,14 +172,26 @@ class _Parser:
             return None
         if not choice.follows or (missing > 0 and reply.reasoned):
             return _HIDDEN_NOTE
-        return _GAP_NOTE if missing > 0 and not self._spell(ids, choice.text) else None
+        return _GAP_NOTE if missing > 0 and not self._spell(ids, choice.text, within=False) else None
 
-    def _spell(self, ids: NDArray[np.int64], text: str | None) -> bool:
-        """Whether tokens are those of a text, as far as both go: what is missing is behind them."""
-        if self.vocabulary is None or text is None:
-            return False
-        joined, said = b"".join(self.vocabulary.encoder.tokenizer.pieces(ids.tolist())), text.encode()
-        return bool(said) and (joined.startswith(said) or said.startswith(joined))
+    def _spell(self, ids: NDArray[np.int64], text: str | None, *, within: bool) -> bool | None:
+        """Whether tokens are those of a text as far as both go; None where that cannot be told.
+
+        Args:
+            ids: the tokens.
+            text: the text; a server may have taken spaces from its ends, and put characters for bytes at its end.
+            within: whether the text may be a part of what the tokens spell: thoughts, or marks, were taken from it.
+        """
+        said = (text or "").strip().rstrip("\N{REPLACEMENT CHARACTER}").encode()
+        if self.vocabulary is None or not said:
+            return None
+        known = self.vocabulary.encoder.tokenizer
+        marks = np.isin(ids, list(known.special_tokens))  # a server may leave them out of the text, or not
+        joined, bare = (b"".join(known.pieces(part.tolist())).lstrip() for part in (ids, ids[~marks]))
+        either = (joined, bare)
+        if any(each.startswith(said) or said.startswith(each.rstrip()) for each in either):
+            return True
+        return within and any(said in each for each in either)
 
 
 def _arguments(listed: Listing, certain_tokens: int, before: list[int], *, known: bool) -> dict[str, Any]:
@@ -159,7 +201,7 @@ def _arguments(listed: Listing, certain_tokens: int, before: list[int], *, known
     rows = _cut(listed.rows, first, last)
     at = len(before) - 1 + np.arange(first, last)
     found = rows.arguments(tokens, at)
-    found["loss_mask"] = spread(np.full(len(at), known), at, len(tokens), 0)
+    found["loss_mask"] = spread(listed.there[first:last] & known, at, len(tokens), 0)
     return found
 
 

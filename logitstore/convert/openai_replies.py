@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from logitstore.convert.base import Tally
 from logitstore.convert.lines import decode
-from logitstore.convert.rows import CLAMPED, Rows, with_target, without_zeros
+from logitstore.convert.rows import CLAMPED, Rows, agreeing, is_next, with_target, without_zeros
 from logitstore.convert.vocabulary import (
     NO_BYTES,
     SEVERAL,
@@ -30,13 +31,33 @@ from logitstore.limits import ID_LIMIT, PROBABILITY_SLACK
 
 _REFUSED_NOTE: Final = "In {n} of the choices the model refused, and the tokens are those of its refusal."
 _LEFT_NOTE: Final = "In {n} of the choices logprobs of a refusal stand beside others, and were left out."
+_NO_ANSWER_NOTE: Final = "{n} replies were left out, since they have no answer: refusals, or calls of tools."
+_EMPTY_NOTE: Final = (
+    "At {n} positions the reply has no candidates, though it has some at others, as of tokens that a smaller model "
+    "drafted: they are empty, and loss_mask is 0 there."
+)
+_FIRST_NOTE: Final = (
+    "At {n} positions the generated token stands in front of better candidates, as in replies of vLLM, and its rank, "
+    "which may be far behind, is not known: it is kept as the target only."
+)
+_LOSSY_NOTE: Final = (
+    "At {n} positions the generated token's id and its text are of different tokens, so the texts are not to be "
+    "relied on, and the other candidates are left out."
+)
 _NO_LOGPROBS: Final = "capture again with logprobs (top_logprobs above 0)"
+
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
+
+
+_ID_TEXT: Final = re.compile(r"token_id:[0-9]+").fullmatch
+_LEAST_ROWS: Final = 4  # of which half tell that something is wrong
 
 
 class Token(msgspec.Struct, gc=False):
     """A candidate; its id is -1 where the server gives none."""
 
-    id: Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)] = -1
+    id: _Id = -1
     token: str = ""
     bytes: msgspec.Raw = msgspec.Raw()  # parsed only where they are wanted
     logprob: float = nan  # NaN where the field is missing
@@ -68,6 +89,9 @@ class _Choice(msgspec.Struct, gc=False):
     message: _Message | None = None
     logprobs: Logprobs | None = None
     delta: msgspec.Raw = msgspec.Raw()
+    token_ids: list[_Id] | None = None  # these three are vLLM's
+    prompt_token_ids: list[_Id] | None = None
+    prompt_logprobs: msgspec.Raw = msgspec.Raw()
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -110,6 +134,8 @@ class Reply(msgspec.Struct, gc=False):
     created_at: float | None = None
     response: _Batch | None = None
     error: msgspec.Raw = msgspec.Raw()
+    prompt_token_ids: list[_Id] | None = None  # these two are vLLM's
+    prompt_logprobs: msgspec.Raw = msgspec.Raw()
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -161,11 +187,15 @@ class Choice:
         text: of the answer.
         logprobs: of its tokens.
         follows: whether it follows the prompt: nothing hidden stands between.
+        token_ids: its tokens; None where the reply does not give their ids.
+        prompt: the ids of its prompt's tokens; None likewise.
     """
 
     text: str | None
     logprobs: Logprobs
     follows: bool = True
+    token_ids: list[int] | None = None
+    prompt: list[int] | None = None
 
     @property
     def size(self) -> int:
@@ -177,8 +207,12 @@ def choices_of(reply: Reply, tally: Tally) -> Iterator[Choice]:
     """The answers of a reply.
 
     Raises:
-        SourceError: one has no logprobs, or is a piece of a stream.
+        SourceError: one has no logprobs, or is a piece of a stream, or there is none, or the prompt has logprobs too.
     """
+    if reply.choices is not None and not reply.choices:
+        raise SourceError("choices is empty; capture this reply again")
+    if _holds(reply.prompt_logprobs) or any(_holds(choice.prompt_logprobs) for choice in reply.choices or ()):
+        raise SourceError("there are prompt_logprobs, so this is a reply of vLLM; say --from vllm to read them too")
     for number, choice in enumerate(reply.choices or ()):
         if choice.delta:
             raise SourceError("this is a piece of a streamed reply; capture without stream")
@@ -191,9 +225,16 @@ def choices_of(reply: Reply, tally: Tally) -> Iterator[Choice]:
             text = message.refusal
         elif logprobs.refusal:
             tally.note(_LEFT_NOTE)
-        yield Choice(text, logprobs)
+        prompt = choice.prompt_token_ids or reply.prompt_token_ids
+        yield Choice(text, logprobs, token_ids=choice.token_ids, prompt=prompt)
     if reply.choices is None:
-        yield from _messages_of(reply.output or [])
+        messages = list(_messages_of(reply.output or []))
+        tally.note(_NO_ANSWER_NOTE, not messages)
+        yield from messages
+
+
+def _holds(given: msgspec.Raw) -> bool:
+    return bytes(given) not in {b"", b"null", b"[]", b"{}"}
 
 
 def _messages_of(output: list[_Output]) -> Iterator[Choice]:
@@ -219,11 +260,13 @@ class Listing:
     Attributes:
         ids: int64 [R]; negative where it is not certain which token it is.
         rows: the candidates in the place of each.
+        there: whether each has a row, though it may have no candidates, [R].
         echo: whether the first is that of the prompt, and has no row.
     """
 
     ids: NDArray[np.int64]
     rows: Rows
+    there: NDArray[np.bool_]
     echo: bool = False
 
 
@@ -239,15 +282,23 @@ def listing(choice: Choice, vocabulary: Vocabulary | None, tally: Tally) -> List
         SourceError: rows are missing, do not fit each other, or have values that are no logprobs.
         InvalidInputError: there are no ids, and no vocabulary to find them.
     """
-    if choice.logprobs.content is None and choice.logprobs.tokens is not None:
-        return _of_lists(choice.logprobs, vocabulary, tally)
-    entries = choice.logprobs.content if choice.logprobs.content is not None else choice.logprobs.refusal
+    logprobs = choice.logprobs
+    if logprobs.content is None and logprobs.tokens is not None:
+        _check_texts(logprobs.tokens)
+        return _of_lists(logprobs, vocabulary).listing(choice, vocabulary, tally)
+    entries = logprobs.content if logprobs.content is not None else logprobs.refusal
     if entries is None:
         raise SourceError(f"its logprobs hold no content; {_NO_LOGPROBS}")
-    return _of_entries(entries, vocabulary, tally)
+    _check_texts([entry.token for entry in entries[:1]])
+    return _of_entries(entries, vocabulary, tally).listing(choice, vocabulary, tally)
 
 
-def _of_entries(entries: list[Entry], vocabulary: Vocabulary | None, tally: Tally) -> Listing:
+def _check_texts(tokens: Sequence[str]) -> None:
+    if tokens and _ID_TEXT(tokens[0]):
+        raise SourceError(f"its tokens are ids ({tokens[0]!r}), so this is a reply of vLLM; say --from vllm")
+
+
+def _of_entries(entries: list[Entry], vocabulary: Vocabulary | None, tally: Tally) -> _Flat:
     top = [entry.top_logprobs or [] for entry in entries]
     if entries and not any(top):
         raise SourceError(f"there are no top_logprobs; {_NO_LOGPROBS}")
@@ -261,11 +312,10 @@ def _of_entries(entries: list[Entry], vocabulary: Vocabulary | None, tally: Tall
         known = _needed(vocabulary)
         ids[unnamed] = [known.id_of_token(flat[at]) for at in unnamed]
         pieces = [known.piece(entry) for entry in entries]
-    made = _Flat(np.fromiter(map(len, top), np.int64, len(top)), ids, values, pieces, lambda at: flat[at].token)
-    return made.listing(vocabulary, tally)
+    return _Flat(np.fromiter(map(len, top), np.int64, len(top)), ids, values, pieces, lambda at: flat[at].token)
 
 
-def _of_lists(given: Logprobs, vocabulary: Vocabulary | None, tally: Tally) -> Listing:
+def _of_lists(given: Logprobs, vocabulary: Vocabulary | None) -> _Flat:
     tokens, own, top = given.tokens or [], given.token_logprobs, given.top_logprobs
     if own is None or top is None:
         raise SourceError(f"there are no {'token' if own is None else 'top'}_logprobs; {_NO_LOGPROBS}")
@@ -283,14 +333,39 @@ def _of_lists(given: Logprobs, vocabulary: Vocabulary | None, tally: Tally) -> L
         raise SourceError(f"the top_logprobs are empty; {_NO_LOGPROBS}")
     texts = [*chain.from_iterable(rows), *tokens]
     levels = chain(chain.from_iterable(row.values() for row in rows), (nan if each is None else each for each in own))
-    made = _Flat(
+    return _Flat(
         np.fromiter(map(len, rows), np.int64, len(rows)),
         np.fromiter(map(known.id_of_text, texts), np.int64, len(texts)),
         np.fromiter(levels, np.float64, len(texts)),
         [text_piece(token) for token in tokens],
         texts.__getitem__,
+        echo,
     )
-    return made.listing(vocabulary, tally, echo=echo)
+
+
+def _given_ids(choice: Choice, tokens: int, *, echo: bool) -> NDArray[np.int64] | None:
+    """The ids that the reply itself gives the generated tokens, and under `echo` the prompt's; None without them."""
+    if choice.token_ids is None:
+        return None
+    prompt = choice.prompt or [] if echo else []
+    for ids in (choice.token_ids, [*prompt, *choice.token_ids]):
+        if len(ids) == tokens:
+            return np.array(ids, np.int64)
+    raise SourceError(f"there are {len(choice.token_ids)} token_ids and logprobs of {tokens} tokens; capture it again")
+
+
+def _others(given: NDArray[np.int64], found: NDArray[np.int64], tally: Tally) -> NDArray[np.bool_]:
+    """Where the tokens' texts or bytes are of others than their ids: a decoder took a space, for one."""
+    apart: NDArray[np.bool_] = (found >= 0) & (found != given)
+    known, wrong = int((found >= 0).sum()), int(apart.sum())
+    if known >= _LEAST_ROWS and 2 * wrong >= known:
+        at = int(np.argmax(apart))
+        raise SourceError(
+            f"token {at}: its id in token_ids is {given[at]}, but its bytes are those of the token {found[at]}, and so "
+            f"for {wrong} of {known} tokens; give the teacher's --tokenizer, or capture with return_tokens_as_token_ids"
+        )
+    tally.note(_LOSSY_NOTE, wrong)
+    return apart
 
 
 def _needed(vocabulary: Vocabulary | None) -> Vocabulary:
@@ -309,6 +384,7 @@ class _Flat:
         values: their logprobs; NaN where missing.
         pieces: [R], bytes of the generated tokens; empty where all have ids.
         name: the text of each, for messages.
+        echo: whether the first generated one is the prompt's, and has no row.
     """
 
     count: NDArray[np.int64]
@@ -316,24 +392,64 @@ class _Flat:
     values: NDArray[np.float64]
     pieces: Sequence[bytes | None]
     name: Any
+    echo: bool = False
 
-    def listing(self, vocabulary: Vocabulary | None, tally: Tally, *, echo: bool = False) -> Listing:
+    def listing(self, choice: Choice, vocabulary: Vocabulary | None, tally: Tally) -> Listing:
         self._check()
         values = np.maximum(self.values, CLAMPED).astype(np.float32)
         n = int(self.count.sum())
         ids, own_ids = self.ids[:n], self.ids[n:].copy()
         settled = np.zeros(len(own_ids), np.bool_)
+        given = _given_ids(choice, len(own_ids), echo=self.echo)
         if self.pieces and vocabulary is not None:
             ids = without_repeated(self.count, ids)
-            own_ids[self._is_repeated(ids, own_ids)] = NO_BYTES
-            settled = vocabulary.settle(own_ids, self.pieces, tally)
+            if given is None:
+                own_ids[self._is_repeated(ids, own_ids)] = NO_BYTES
+                settled = vocabulary.settle(own_ids, self.pieces, tally)
             count_left(tally, ids)
-        found = without_zeros(Rows(self.count, ids, values[:n]).keep(ids >= 0))
-        known = np.where(own_ids >= 0, values[n:], np.float32(np.nan))
-        rows = with_target(found, own_ids, np.where(settled, np.float32(np.nan), known))
+        kept, there = ids >= 0, self._there(tally)
+        if given is not None:
+            kept &= ~ragged.spread(_others(given, own_ids, tally), self.count)
+            own_ids = given
+        level = np.where(there | (values[n:] != 0), values[n:], np.float32(np.nan))  # 0: it was not looked up
+        found = without_zeros(Rows(self.count, ids, values[:n]).keep(kept))
+        known = agreeing(found, own_ids, np.where(own_ids >= 0, level, np.float32(np.nan)), "logprob", tally)
+        found, rank = self._without_first(found, own_ids, known, tally)
+        rows = with_target(found, own_ids, np.where(settled, np.float32(np.nan), known), rank)
         if settled.any():  # those are no candidates, whatever their probability
             rows = replace(rows, target_logprob=np.where(known > CLAMPED, known, np.float32(np.nan)))
-        return Listing(own_ids, rows, echo)
+        return Listing(own_ids, rows, there, self.echo)
+
+    def _there(self, tally: Tally) -> NDArray[np.bool_]:
+        """Which generated tokens have a row; an empty one says nothing where others are filled."""
+        there = self.count > 0
+        there[: int(self.echo)] = True
+        if not self.count.any():
+            there[:] = True
+        tally.note(_EMPTY_NOTE, int((~there).sum()))
+        return there
+
+    def _without_first(
+        self, rows: Rows, own: NDArray[np.int64], known: NDArray[np.float32], tally: Tally
+    ) -> tuple[Rows, NDArray[np.int64]]:
+        """Rows without generated tokens that are listed first and out of order, and the ranks of these where certain.
+
+        vLLM's chat lists the first k of the generated token and, behind it, the best ones.
+        """
+        row = ragged.rows(rows.count)
+        best = np.full(len(rows.count), -np.inf, np.float32)
+        np.maximum.at(best, row, rows.logprobs)
+        mine = rows.ids == own[row]
+        first = mine & ragged.firsts(rows.count)
+        alone = bool((self.count[int(self.echo) :] == 1).all()) and bool(mine.all())  # k = 1: always itself
+        out = first & ((rows.logprobs < best[row]) | alone)
+        rest = rows.keep(~out)
+        lowest = np.full(len(rows.count), np.inf, np.float32)
+        np.minimum.at(lowest, ragged.rows(rest.count), rest.logprobs)
+        was = rest.count < rows.count
+        rank = np.where(was & is_next(rest, known), rest.count + 1, 0)
+        tally.note(_FIRST_NOTE, int((was & (rank == 0) & (known < lowest)).sum()))
+        return rest, rank
 
     def _is_repeated(self, ids: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which generated tokens look like several candidates of their row."""

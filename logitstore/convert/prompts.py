@@ -7,19 +7,16 @@ Responses); or these in the `body` of a line for the Batch API.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from logitstore.convert.base import Piece, Record, Tally
+from logitstore.convert.base import Tally
+from logitstore.convert.chat_templates import Chat, rendered
 from logitstore.convert.lines import decode
-from logitstore.convert.source import Input
+from logitstore.convert.request_files import Asked
 from logitstore.errors import InvalidInputError, MissingDependencyError, SourceError
 from logitstore.limits import ID_LIMIT
 from logitstore.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -27,10 +24,12 @@ from logitstore.tokenizer import TOKENIZER_FILE, Tokenizer
 WITHOUT: Final = "In {n} of the replies a placeholder stands for the prompt and loss_mask is 0, because "
 """How a note begins that says why a prompt's tokens are not known."""
 
-COUNT_NOTE: Final = WITHOUT + "the tokenizer does not make as many tokens of the prompt as the engine evaluated."
-_PIECE_BYTES: Final = 2**20  # of requests that are handed on together
+COUNT_NOTE: Final = WITHOUT + "there are not as many tokens of the prompt as the engine evaluated."
+GUESS_NOTE: Final = (
+    "In {n} of the replies the engine does not say how many tokens it made of the prompt, which may have been with BOS "
+    "or without: it is taken to be as the tokenizer, or the chat template, has it."
+)
 _TEXT_NOTE: Final = WITHOUT + "it is a text, and encoding it needs the teacher's tokenizer; convert with --tokenizer."
-_DATE_NOTE: Final = "In {n} of the prompts the chat template writes the date: that of the reply is taken, in UTC."
 
 
 @dataclass(slots=True)
@@ -98,20 +97,6 @@ class PromptEncoder:
         yield from (other for other in self.encodings(text) if other != tokens)
 
 
-class Asked(NamedTuple):
-    """A reply and the request that it answers.
-
-    Attributes:
-        reply: its line.
-        place: where the request stands; empty where requests are not given.
-        request: its line; None where there is none.
-    """
-
-    reply: bytes
-    place: str = ""
-    request: bytes | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a reply answers.
@@ -134,21 +119,14 @@ class _Request(msgspec.Struct, gc=False):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
     body: msgspec.Raw = msgspec.Raw()
 
 
-class _Named(msgspec.Struct, gc=False):
-    custom_id: str | None = None
-    id: str | int | None = None
-
-    def key(self) -> str | None:
-        return self.custom_id or (None if self.id in {None, ""} else str(self.id))
-
-
 _REQUEST: Final = msgspec.json.Decoder(_Request)
-_NAMED: Final = msgspec.json.Decoder(_Named)
 _PROMPT: Final = msgspec.json.Decoder(str | list[str | int] | None)
 _IDS: Final = msgspec.json.Decoder(_Ids)
 
@@ -186,18 +164,27 @@ def _prompt_of(
     if isinstance(text, list):
         if not text:
             raise SourceError("its prompt has no tokens; give at least the one that the engine puts before a text")
+        if evaluated not in {None, len(text)}:
+            tally.note(COUNT_NOTE)
+            return Prompt()
         return Prompt(None, text)
     chat = text is None
     if encoder is None:
         tally.note(_TEXT_NOTE)
         return Prompt(text)
     if text is None:
-        text = _rendered(request, encoder.tokenizer, day, tally)
-    for tokens in encoder.chat_encodings(text) if chat else encoder.encodings(text):
-        if tokens and evaluated in {None, len(tokens)}:
-            return Prompt(text, tokens)
-    tally.note(COUNT_NOTE)
-    return Prompt(text)
+        text = rendered(_chat_of(request), encoder.tokenizer, day, tally)
+    return Prompt(text, chosen(encoder.chat_encodings(text) if chat else encoder.encodings(text), evaluated, tally))
+
+
+def chosen(encodings: Iterable[list[int]], evaluated: int | None, tally: Tally) -> list[int] | None:
+    """The one of these encodings that has as many tokens as the engine evaluated; the first where that is not known."""
+    found = [tokens for tokens in encodings if tokens and evaluated in {None, len(tokens)}]
+    if not found:
+        tally.note(COUNT_NOTE)
+        return None
+    tally.note(GUESS_NOTE, evaluated is None and any(tokens != found[0] for tokens in found))
+    return found[0]
 
 
 def _text_of(request: _Request) -> str | list[int] | None:
@@ -216,234 +203,26 @@ def _text_of(request: _Request) -> str | list[int] | None:
     return prompt
 
 
-def _messages_of(request: _Request) -> list[dict[str, Any]]:
-    """The messages of a chat, or those that a request for a Response stands for."""
+def _chat_of(request: _Request) -> Chat:
+    """The chat of a request, or what a request for a Response stands for."""
     if request.messages is not None:
-        return request.messages
-    given = request.input if request.input is not None else []
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_plain(each) for each in given]
-    before = [] if request.instructions is None else [{"role": "system", "content": request.instructions}]
-    return [*before, *messages]
+        messages = [_plain(each, "\n") for each in request.messages]  # as vLLM and llama-server join parts
+    else:
+        given = request.input if request.input is not None else []
+        said = [{"role": "user", "content": given}] if isinstance(given, str) else [_plain(each, "") for each in given]
+        before = [] if request.instructions is None else [{"role": "system", "content": request.instructions}]
+        messages = [*before, *said]
+    continued = bool(request.continue_final_message)
+    prompted = not continued if request.add_generation_prompt is None else request.add_generation_prompt
+    return Chat(messages, request.tools, request.chat_template_kwargs or {}, prompted=prompted, continued=continued)
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
+def _plain(message: dict[str, Any], between: str) -> dict[str, Any]:
     """A message whose content is a text, as templates expect it."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
     if not all(isinstance(text, str) for text in texts):
         raise SourceError("a part of its input is no text, which the chat template cannot show")
-    return message | {"content": "".join(text for text in texts if text is not None)}
-
-
-def _rendered(request: _Request, tokenizer: Tokenizer, day: float | None, tally: Tally) -> str:
-    """The text that the tokenizer's chat template makes of the messages.
-
-    Raises:
-        MissingDependencyError: the package jinja2 is not there.
-        SourceError: there is no template, or it refuses these messages.
-    """
-    if tokenizer.chat_template is None:
-        raise SourceError("the tokenizer has no chat template to make a prompt of its messages; give prompt_token_ids")
-    now = datetime.now(UTC) if day is None else _moment(day)
-
-    def strftime_now(form: str) -> str:
-        tally.notes[_DATE_NOTE] = 1
-        return now.strftime(form)
-
-    roles = {
-        f"{role}_token": (tokenizer.token_bytes(token) or b"").decode(errors="replace")
-        for role, token in tokenizer.special_roles.items()
-    }
-    try:
-        template = _environment(strftime_now).from_string(tokenizer.chat_template)
-        return str(
-            template.render(
-                **roles,
-                **{"add_generation_prompt": True, "documents": None, **(request.chat_template_kwargs or {})},
-                messages=_messages_of(request),
-                tools=request.tools,
-            )
-        )
-    except (MissingDependencyError, SourceError):
-        raise
-    except Exception as error:  # a template may raise anything
-        raise SourceError(f"the chat template does not take its messages ({error})") from error
-
-
-def _moment(day: float) -> datetime:
-    try:
-        return datetime.fromtimestamp(day, UTC)
-    except (OverflowError, ValueError, OSError) as error:
-        raise SourceError(f"the time of the reply is none ({day})") from error
-
-
-def _environment(strftime_now: Any) -> Any:
-    """What chat templates are written for: jinja2 without access to anything, and four functions."""
-    try:
-        import jinja2  # noqa: PLC0415 - an optional dependency
-        from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-    except ImportError as error:
-        says = "making prompts of messages needs the package jinja2: pip install 'logitstore[tokenizers]'"
-        raise MissingDependencyError(says) from error
-
-    class Generation(Extension):
-        """`{% generation %}`, which marks what the assistant says; here only its content counts."""
-
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - as templates call it
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,  # noqa: FBT001, FBT002
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """A piece whose records have their requests."""
-
-    answered: list[Record]
-
-    def records(self) -> Iterator[Record]:
-        yield from self.answered
-
-
-def with_requests(pieces: Iterator[Piece], path: Path | None) -> Iterator[Piece]:
-    """Pieces of lines whose records' data become `Asked`.
-
-    Requests are found by `custom_id` or `id` where the first request and the first reply have one and the reply's is
-    among the requests'; else they are taken in order.
-
-    Args:
-        pieces: of replies, one a line.
-        path: the file of requests; None where there is none.
-
-    Raises:
-        SourceError: there are fewer requests than replies, or more, or two have the same id.
-    """
-    if path is None:
-        for piece in pieces:
-            yield _Answered([replace(record, data=Asked(record.data)) for record in piece.records()])
-        return
-    source = Input(path)
-    if source.size is None:
-        raise InvalidInputError("the requests are read twice, so they cannot come from standard input; give a file")
-    try:
-        with tempfile.TemporaryFile() as held:
-            find: _ById | _InOrder | None = None
-            for piece in pieces:
-                answered: list[Record] = []
-                size = 0
-                for record in piece.records():
-                    find = find or _finder(source, held, record.data)
-                    asked = find(record.data)
-                    answered.append(replace(record, data=asked))
-                    size += len(asked.request or b"")
-                    if size > _PIECE_BYTES:  # short answers to long prompts
-                        yield _Answered(answered)
-                        answered, size = [], 0
-                if answered:
-                    yield _Answered(answered)
-            if isinstance(find, _InOrder):
-                find.end()
-    finally:
-        source.close()
-
-
-def _finder(source: Input, held: BinaryIO, reply: bytes) -> _ById | _InOrder:
-    index = _index(source, held, reply)
-    return _InOrder(source.name, source.lines()) if index is None else _ById(source.name, held, index)
-
-
-def id_of(line: bytes) -> str | None:
-    """The id of a request or a reply, `custom_id` before `id`; None where it has none or cannot be read."""
-    return _key(line)[0]
-
-
-def _key(line: bytes) -> tuple[str | None, bool]:
-    """The id of a request or a reply, and whether it is one that the user gave."""
-    try:
-        named = _NAMED.decode(line)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return None, False  # it fails when its turn comes
-    return named.key(), named.custom_id is not None
-
-
-def _index(source: Input, held: BinaryIO, reply: bytes) -> dict[str, tuple[int, int, int]] | None:
-    """Number, start and length by id of the requests, which are copied into a file; None where ids do not pair them."""
-    wanted, given = _key(reply)
-    found: dict[str, tuple[int, int, int]] = {}
-    if wanted is None:
-        return None
-    at = 0
-    for number, line in source.lines():
-        key = id_of(line)
-        if key is None:
-            if not found:
-                return None
-            raise SourceError(f"{source.name}, line {number}: this request has no id, those before it have")
-        if key in found:
-            before = found[key][0]
-            raise SourceError(f"{source.name}, line {number}: line {before} has the same id {key!r}; make ids unique")
-        found[key] = (number, at, len(line))
-        held.write(line)
-        at += len(line)
-    return found if given or wanted in found else None
-
-
-@dataclass(slots=True)
-class _ById:
-    """Finds the request of a reply by its id."""
-
-    name: str
-    held: BinaryIO
-    index: dict[str, tuple[int, int, int]]
-
-    def __call__(self, reply: bytes) -> Asked:
-        found = self.index.get(id_of(reply) or "")
-        if found is None:
-            return Asked(reply, self.name)
-        number, start, length = found
-        self.held.seek(start)
-        return Asked(reply, f"{self.name}, line {number}", self.held.read(length))
-
-
-@dataclass(slots=True)
-class _InOrder:
-    """Takes the next request for each reply."""
-
-    name: str
-    lines: Iterator[tuple[int, bytes]]
-    replies: int = 0
-
-    def __call__(self, reply: bytes) -> Asked:
-        number, line = next(self.lines, (0, b""))
-        if not number:
-            raise SourceError(f"{self.name}: there are fewer requests than replies: {self.replies}; give one for each")
-        self.replies += 1
-        return Asked(reply, f"{self.name}, line {number}", line)
-
-    def end(self) -> None:
-        if next(self.lines, None) is not None:
-            raise SourceError(
-                f"{self.name}: there are more requests than the {self.replies} replies, so it is not certain which "
-                f"belong together; give both the same ids (custom_id), or only the requests that were answered"
-            )
+    return message | {"content": between.join(text for text in texts if text is not None)}

@@ -5,7 +5,7 @@ R rows have `count` [R] candidates each, flat in `ids` [N] and `values` [N].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from logitstore.convert.base import Tally
 from logitstore.encoding import ragged
 from logitstore.errors import SourceError
-from logitstore.limits import PROBABILITY_SLACK
+from logitstore.limits import PROBABILITY_SLACK, SEQUENCE_CANDIDATES
 
 CLAMPED: Final = -9999.0
 """A logprob at or below this stands for probability zero: JSON has no -inf, and servers write this instead."""
@@ -28,6 +28,11 @@ LOWERED_NOTE: Final = (
     "At {n} positions the tail and the candidates sum to a little over 1, by what rounding makes; the tail was lowered."
 )
 
+_TWICE_NOTE: Final = (
+    "At {n} positions the actual token has another logprob beside the candidates than among them; the latter is kept."
+)
+_SAME, _SAME_SHARE = 0.02, 0.01  # how far two reports of one logprob may be apart: half precision rounds them
+_LEAST_ROWS: Final = 4  # of which half tell that rows are wrong
 _ROUNDED: Final = 1.065  # what a resolution of 1/8 makes of a sum of 1, and bfloat16 too; above it, rows are wrong
 
 
@@ -142,6 +147,76 @@ def over_candidates(count: NDArray[np.int64], logits: NDArray[Any]) -> NDArray[n
         return values.astype(np.float32)
 
 
+def listed_of(rows: Rows, tokens: NDArray[Any]) -> NDArray[np.float32]:
+    """The logprob of one token a row among the row's candidates: float32 [R]; NaN where it is none."""
+    row = ragged.rows(rows.count)
+    own = rows.ids == tokens[row]
+    level = np.full(len(rows.count), np.nan, np.float32)
+    level[row[own]] = rows.logprobs[own]
+    return level
+
+
+def agreeing(rows: Rows, tokens: NDArray[Any], said: NDArray[Any], name: str, tally: Tally) -> NDArray[np.float32]:
+    """The logprobs of the real tokens, where the producer says them twice: beside the candidates and among them.
+
+    Args:
+        rows: the candidates.
+        tokens: the real tokens [R].
+        said: their logprobs beside the candidates [R]; NaN where unknown.
+        name: of that field.
+        tally: counts where the two differ by more than rounding; those of the candidates are taken there.
+
+    Raises:
+        SourceError: they differ in most rows, so that rows are not where they should be.
+    """
+    listed = listed_of(rows, tokens)
+    with np.errstate(over="ignore"):
+        given = said.astype(np.float32)
+    if bool(np.isnan(listed).all()):
+        return given
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(np.maximum(listed, CLAMPED) - np.maximum(given, CLAMPED))
+    off = apart > _SAME + _SAME_SHARE * np.abs(listed)  # not where one is NaN
+    both, wrong = int((~np.isnan(listed) & ~np.isnan(given)).sum()), int(off.sum())
+    if both >= _LEAST_ROWS and 2 * wrong >= both:
+        at = int(np.argmax(off))
+        raise SourceError(
+            f"{name}: row {at} gives the token {tokens[at]} the logprob {given[at]:.4g}, the candidates say "
+            f"{listed[at]:.4g}, and so in {wrong} of {both} rows: they are not where they should be; capture it again"
+        )
+    tally.note(_TWICE_NOTE, wrong)
+    return np.where(off, listed, given)
+
+
+def is_next(rows: Rows, logprob: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether a token that is no candidate must be the best one behind them: no other has so much probability left.
+
+    Args:
+        rows: the candidates, normalised over the vocabulary.
+        logprob: of that token [R]; NaN where unknown.
+    """
+    with np.errstate(over="ignore"):
+        left = 1 - ragged.row_sums(np.exp(rows.logprobs, dtype=np.float64), rows.count)
+        return np.asarray(2 * np.exp(logprob, dtype=np.float64) >= left + PROBABILITY_SLACK)
+
+
+def bounded(sequences: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The sequences of one record, which may repeat its prompt many times: arguments of `Writer.add`.
+
+    Raises:
+        SourceError: together they are over the limit.
+    """
+    size = 0
+    for number, found in enumerate(sequences):
+        size += 2 * len(found["tokens"]) + len(found["ids"])  # a position takes more memory than a candidate
+        if number and size > SEQUENCE_CANDIDATES:
+            raise SourceError(
+                f"choice {number}: the prompt and the candidates of all choices are over the limit of "
+                f"{SEQUENCE_CANDIDATES} together; ask for fewer choices at once"
+            )
+        yield found
+
+
 def ranks_of(rows: Rows, tokens: NDArray[Any]) -> NDArray[np.int64]:
     """The rank from 1 of one token a row among the row's candidates, by logprob and then id; 0 where it is none.
 
@@ -150,9 +225,7 @@ def ranks_of(rows: Rows, tokens: NDArray[Any]) -> NDArray[np.int64]:
         tokens: integers [R].
     """
     row = ragged.rows(rows.count)
-    own = rows.ids == tokens[row]
-    level = np.full(len(rows.count), np.nan, np.float32)
-    level[row[own]] = rows.logprobs[own]
+    level = listed_of(rows, tokens)
     before = (rows.logprobs > level[row]) | ((rows.logprobs == level[row]) & (rows.ids < tokens[row]))
     ranks = 1 + np.bincount(row, before, minlength=len(rows.count)).astype(np.int64)
     return np.where(np.isfinite(level), ranks, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from logitstore.convert.base import FORMAT_OPTIONS, Alignment, Import, Importer, Options, Tally, ValueKind
+from logitstore.convert.lines import first_line
 from logitstore.convert.pool import Outcome, parsed
 from logitstore.convert.source import Input, expand
 from logitstore.dataset.summary import Summary
@@ -80,11 +81,14 @@ def open_inputs(paths: Sequence[Path], name: str | None) -> tuple[Importer, list
         SourceNotFoundError: an input is not there.
     """
     known = importers()
-    names = ", ".join(known)
     if name is not None:
         if name not in known:
-            raise InvalidInputError(f"no importer is called {name!r}; there are: {names}")
+            raise InvalidInputError(f"no importer is called {name!r}; there are: {', '.join(known)}")
         return known[name], [Input(path) for path in expand(paths, known[name].patterns)]
+    return _recognised(paths, known)
+
+
+def _recognised(paths: Sequence[Path], known: Mapping[str, Importer]) -> tuple[Importer, list[Input]]:
     fitting = []
     problem: LogitStoreError | None = None
     opened: dict[tuple[Path, ...], list[Input]] = {}  # standard input is opened once: what was peeked at stays there
@@ -106,7 +110,10 @@ def open_inputs(paths: Sequence[Path], name: str | None) -> tuple[Importer, list
         raise InvalidInputError(f"{which}: this could be {could}; say which with --from")
     if problem is not None and not opened:
         raise problem
-    raise InvalidInputError(f"{which}: no importer recognises this input; name its format with --from ({names})")
+    says = f"{which}: no importer recognises this input; name its format with --from ({', '.join(known)})"
+    if any(first_line(files[0]).startswith(b"[") for files in opened.values() if files):
+        says += ". A JSON array of records must become one record a line: jq -c '.[]'"
+    raise InvalidInputError(says)
 
 
 def convert(
@@ -237,7 +244,11 @@ class _Run:
         return self.limit is None or self.writer.summary.sequences < self.limit
 
     def _take(self, outcome: Outcome) -> None:
-        """Write the sequences of one record; or count it as one that cannot be read, where these are skipped."""
+        """Write the sequences of one record; or count it as one that cannot be read, where these are skipped.
+
+        A sequence that the writer refuses leaves those before it in the dataset.
+        """
+        before = self.writer.summary.sequences
         try:
             if outcome.error is not None:
                 raise outcome.error
@@ -252,6 +263,9 @@ class _Run:
             failure = f"{outcome.place}: {error}"
             if self.writer.closed or not self.skip:
                 raise type(error)(failure) from error
+            if kept := self.writer.summary.sequences - before:
+                failure += f" (of this record, the {kept} sequence{'s' * (kept > 1)} before this one are kept)"
+                self.tally.add(outcome.tally)
             self.skipped += 1
             if len(self.failures) < SHOWN_FAILURES:
                 self.failures.append(failure)

@@ -30,7 +30,8 @@ from logitstore.convert.base import Import, Importer, Item, Options, Record, Tal
 from logitstore.convert.lines import JSONL, decode, first_line, read_lines
 from logitstore.convert.rows import Rows
 from logitstore.convert.source import Input
-from logitstore.convert.vllm import Id, numbered
+from logitstore.convert.vllm import numbered
+from logitstore.convert.vllm_replies import Id
 from logitstore.errors import SourceError
 from logitstore.limits import ID_LIMIT
 
@@ -55,6 +56,10 @@ _CONTEXT_NOTE: Final = (
 )
 _TARGET_NOTE: Final = (
     "In {n} of the replies there are no candidates, only logprobs of the actual tokens; capture with top_logprobs_num."
+)
+_WHOLE_NOTE: Final = (
+    "In {n} of the replies the tokens of the input are taken to be the whole input, since there is no prompt_tokens to "
+    "compare with: they are not where logprob_start_len was above 0."
 )
 _START_NOTE: Final = "In {n} of the replies the first tokens of the input have no distributions (logprob_start_len)."
 
@@ -125,12 +130,14 @@ class _Part:
     own: NDArray[np.float64]
     top: engine.Listed
 
-    def rows(self, first: int, side: _Side) -> Rows:
+    def rows(self, first: int, side: _Side, tally: Tally) -> Rows:
         """The rows but the first ones."""
         top = self.top.since(first)
         every = np.ones(len(top.ids), np.bool_)
         name = f"meta_info.{side}_token_logprobs"
-        return engine.finished(top.rows(every), self.tokens[first:], self.own[first:], None, name, "logprob")
+        listed, tokens = top.rows(every), self.tokens[first:]
+        own = engine.said_once(listed, tokens, self.own[first:], name, "logprob", tally)
+        return engine.finished(listed, tokens, own, None, name, "logprob")
 
 
 def _part(meta: _Meta, side: _Side, tokens: list[int] | None) -> _Part:
@@ -247,10 +254,14 @@ class _Parser:
                 "meta_info: row 0 of the input has logprobs, though nothing stands before the first token"
             )
         first = 1 if start == 0 else 0
-        parts = [(start + first - 1, given.rows(first, "input")), (len(prompt) - 1, made.rows(0, "output"))]
+        parts = [
+            (start + first - 1, given.rows(first, "input", tally)),
+            (len(prompt) - 1, made.rows(0, "output", tally)),
+        ]
         named = {bytes(meta.input_token_ids_logprobs), bytes(meta.output_token_ids_logprobs)}
         tally.note(_IDS_NOTE, bool(named - {b"", b"null", b"[]"}))
         tally.note(_CONTEXT_NOTE, not sure)
+        tally.note(_WHOLE_NOTE, start == 0 and meta.prompt_tokens is None and not _given_ids(reply))
         tally.note(_START_NOTE, sure and _begins_late(given, start))
         tally.note(_TARGET_NOTE, len(given.top.ids) + len(made.top.ids) == 0)
         return engine.arguments(tokens, parts, trained=sure)
@@ -258,7 +269,7 @@ class _Parser:
     def _prompt(self, reply: _Reply, known: NDArray[np.int64]) -> tuple[NDArray[np.int64], int, bool]:
         """The input's tokens, the place of the first of those known by their logprobs, and whether all are certain."""
         meta = reply.meta_info
-        whole = np.array(reply.input_ids or reply.prompt_token_ids or meta.prompt_token_ids or [], np.int64)
+        whole = np.array(_given_ids(reply), np.int64)
         if len(whole):
             start = len(whole) - len(known)
             if start < 0 or not np.array_equal(whole[start:], known):
@@ -268,6 +279,11 @@ class _Parser:
         if len(known) and len(known) >= (meta.prompt_tokens or 0):
             return known, 0, True
         return np.r_[self.placeholder, known], 1, False
+
+
+def _given_ids(reply: _Reply) -> list[int]:
+    """The tokens of the input as ids; empty where the reply does not hold them."""
+    return reply.input_ids or reply.prompt_token_ids or reply.meta_info.prompt_token_ids or []
 
 
 def _begins_late(given: _Part, start: int) -> bool:

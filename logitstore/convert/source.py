@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -85,6 +86,8 @@ class Input:
                         f"{self.name}: line {number} is longer than {LINE_LIMIT} bytes; put one record on a line, "
                         f"and cut sequences up that are longer"
                     )
+                if number == 1:
+                    line = line.removeprefix(BOM_UTF8)  # some editors begin files with it
                 if stripped := line.strip():
                     yield number, stripped
 

@@ -25,7 +25,8 @@ from logitstore.convert.base import Import, Importer, Item, Options, Record, Tal
 from logitstore.convert.lines import JSONL, decode, first_line, read_lines
 from logitstore.convert.rows import Rows
 from logitstore.convert.source import Input
-from logitstore.convert.vllm import Id, Logprob, numbered
+from logitstore.convert.vllm import numbered
+from logitstore.convert.vllm_replies import Id, Logprob
 from logitstore.dataset.logits import Reduced, reduce_logits
 from logitstore.dataset.writer import DEFAULT_LOGITS_TOP_K, Writer
 from logitstore.errors import SourceError

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from logitstore.convert.base import Import, Importer, Item, Options, Record, Tally
 from logitstore.convert.lines import JSONL, decode, first_line, read_lines
 from logitstore.convert.prompts import WITHOUT
-from logitstore.convert.rows import CLAMPED, Rows, spread, with_target, without_zeros
+from logitstore.convert.rows import CLAMPED, Rows, agreeing, spread, with_target, without_zeros
 from logitstore.convert.source import Input
 from logitstore.convert.vocabulary import text_piece
 from logitstore.errors import SourceError
@@ -107,6 +107,11 @@ class _Parser:
         if len(top) != len(answer.tokens):
             what = f"there are {len(answer.tokens)} tokens and {len(top)} top_tokens"
             raise SourceError(f"{what}; capture again with top_n_tokens above 0")
+        if any(top) and not all(top):
+            at = next(at for at, row in enumerate(top) if not row)
+            raise SourceError(
+                f"top_tokens, row {at} is empty and others are not, so rows are missing; capture it again"
+            )
         _gather(tally, chain(chain.from_iterable(top), answer.tokens, answer.prefill))
         before = [token.id for token in answer.prefill] or [self.placeholder]
         tokens = np.array([*before, *(token.id for token in answer.tokens)], np.int64)
@@ -116,6 +121,7 @@ class _Parser:
         flat = [*chain.from_iterable(top)]
         ids = np.fromiter((token.id for token in flat), np.int64, len(flat))
         rows = without_zeros(Rows(count, ids, _logprobs(flat, CLAMPED)))
+        own = agreeing(rows, tokens[1:], own, "tokens", tally)
         found = with_target(rows, tokens[1:], own).arguments(tokens, slice(0, len(tokens) - 1))
         trained = np.full(len(top), bool(answer.prefill))
         return found | {"loss_mask": spread(trained, np.arange(len(top)) + len(before) - 1, len(tokens), 0)}

@@ -12,12 +12,10 @@ and chat, whose tokens are texts unless it was asked to `return_tokens_as_token_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -25,15 +23,14 @@ from numpy.typing import NDArray
 from logitstore.convert import vllm_rows as engine
 from logitstore.convert.base import Import, Importer, Item, Options, Record, Tally
 from logitstore.convert.lines import JSONL, decode, first_line, read_lines
-from logitstore.convert.rows import Rows
+from logitstore.convert.rows import Rows, bounded
 from logitstore.convert.source import Input
+from logitstore.convert.vllm_replies import REPLY, Choice, Chosen, Id, LogprobRows, Reply, are_ids, chosen, token_ids
 from logitstore.convert.vllm_rows import Kind
 from logitstore.dataset.writer import Writer
 from logitstore.encoding import ragged
 from logitstore.errors import SourceError
-from logitstore.limits import ID_LIMIT
 
-_PREFIX: Final = "token_id:"
 _FILLED: Final = re.compile(rb'"prompt_logprobs"\s*:\s*[\[{]|"token_id:[0-9]')
 _COLUMNS: Final = pa.schema([("prompt", pa.string()), ("text", pa.string())])
 
@@ -52,81 +49,9 @@ _ONLY_TEXT: Final = (
 _UNKNOWN_NOTE: Final = "In {n} of the sequences the generated tokens are left out, since their ids are not known."
 _TAKEN_NOTE: Final = (
     "In {n} of the sequences the prompt's tokens are those that begin the rows of prompt_logprobs, and the first is "
-    "taken to be the tokenizer's BOS; capture with return_token_ids to be sure."
+    "taken to be the BOS that the tokenizer adds; capture with return_token_ids to be sure."
 )
 _NO_LOGPROBS: Final = "there are no logprobs; capture with prompt_logprobs or logprobs above 0"
-
-Id = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
-_Rank = Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]
-_Index = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
-
-
-class Logprob(msgspec.Struct, gc=False):
-    """One candidate of a dictionary."""
-
-    logprob: float | None  # null is how some encoders write -inf
-    rank: _Rank | None = None
-
-
-class _Flat(msgspec.Struct, gc=False):
-    start_indices: list[_Index]
-    end_indices: list[_Index]
-    token_ids: list[Id]
-    logprobs: list[float | None]
-    ranks: list[_Rank | None] | None = None
-
-
-_Rows = list[dict[Id, Logprob] | None] | _Flat | None
-
-
-class _Candidate(msgspec.Struct, gc=False):
-    token: str
-    logprob: float | None = None
-
-
-class _Entry(_Candidate, gc=False):
-    top_logprobs: list[_Candidate] | None = None
-
-
-class _Said(msgspec.Struct, gc=False):
-    """`logprobs` of a choice: `content` in chat, the lists in completions."""
-
-    content: list[_Entry] | None = None
-    tokens: list[str] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float | None] | None] | None = None
-
-
-class _Message(msgspec.Struct, gc=False):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    text: str | None = None
-    message: _Message | None = None
-    prompt_token_ids: list[Id] | None = None
-    token_ids: list[Id] | None = None
-    prompt_logprobs: _Rows = None
-    logprobs: _Said | None = None
-
-
-class _Output(msgspec.Struct, gc=False):
-    token_ids: list[Id] | None = None
-    text: str | None = None
-    logprobs: _Rows = None
-
-
-class _Reply(msgspec.Struct, gc=False):
-    id: str | None = None
-    request_id: str | None = None
-    prompt: str | None = None
-    prompt_token_ids: list[Id] | None = None
-    prompt_logprobs: _Rows = None
-    choices: list[_Choice] | None = None
-    outputs: list[_Output] | None = None
-
-
-_REPLY: Final = msgspec.json.Decoder(_Reply)
 
 
 def add(
@@ -156,7 +81,8 @@ def add(
         InvalidInputError: a value cannot be stored.
     """
     name = getattr(request_output, "request_id", None) if id is None else id
-    found = [arguments for arguments, _ in sequences(request_output, engine.kind_for(writer, value_kind))]
+    kind = engine.kind_for(writer, value_kind)
+    found = [arguments for arguments, _ in sequences(request_output, kind, Tally())]
     for number, arguments in enumerate(found):
         called = {} if name is None else {"id": numbered(str(name), number)}
         writer.add(**arguments, **called, **columns)
@@ -167,7 +93,7 @@ def numbered(name: str, number: int) -> str:
     return name if number == 0 else f"{name}#{number}"
 
 
-def sequences(output: Any, kind: Kind) -> Iterator[tuple[dict[str, Any], Any]]:
+def sequences(output: Any, kind: Kind, tally: Tally) -> Iterator[tuple[dict[str, Any], Any]]:
     """Arguments of `Writer.add` for each completion of a `RequestOutput` or a dump of it, and the completion.
 
     Raises:
@@ -177,7 +103,7 @@ def sequences(output: Any, kind: Kind) -> Iterator[tuple[dict[str, Any], Any]]:
     if len(prompt) == 0:
         raise SourceError("there are no prompt_token_ids, and no choices; give what vLLM gave")
     scored = getattr(output, "prompt_logprobs", None)
-    parts = [] if scored is None else [(0, prompt_rows(engine.listed(scored, "prompt_logprobs"), prompt, kind))]
+    parts = [] if scored is None else [(0, _prompt_rows(engine.listed(scored, "prompt_logprobs"), prompt, kind, tally))]
     outputs = getattr(output, "outputs", None) or []
     if not parts and all(getattr(each, "logprobs", None) is None for each in outputs):
         raise SourceError(_NO_LOGPROBS)
@@ -190,18 +116,18 @@ def sequences(output: Any, kind: Kind) -> Iterator[tuple[dict[str, Any], Any]]:
         if (logprobs := getattr(each, "logprobs", None)) is not None:
             said = engine.listed(logprobs, name)
             _check_rows(said.count, len(tokens), name, "generated tokens")
-            made.append((len(prompt) - 1, engine.own_first(said, tokens, name, kind)))
+            made.append((len(prompt) - 1, engine.own_first(said, tokens, name, kind, tally=tally)))
         yield engine.arguments(np.concatenate([prompt, tokens]), made), each
 
 
-def prompt_rows(said: engine.Listed, prompt: NDArray[np.int64], kind: Kind) -> Rows:
+def _prompt_rows(said: engine.Listed, prompt: NDArray[np.int64], kind: Kind, tally: Tally) -> Rows:
     """The rows of a prompt's tokens but the first, which are those of the positions from 0.
 
     Raises:
         SourceError: rows are missing or not where they should be.
     """
     _check_prompt(said, len(prompt))
-    return engine.own_first(said.since(1), prompt[1:], "prompt_logprobs", kind, first=1)
+    return engine.own_first(said.since(1), prompt[1:], "prompt_logprobs", kind, 1, tally)
 
 
 def _check_prompt(said: engine.Listed, tokens: int) -> None:
@@ -221,78 +147,20 @@ def _check_rows(count: NDArray[np.int64], tokens: int, name: str, what: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The `logprobs` of a choice.
+class _Context:
+    """The prompt of a choice.
 
     Attributes:
-        tokens: what was generated [R]; after the prompt's tokens under `echo`.
-        own: their logprobs [R]; NaN where the reply says null.
-        count: candidates of each [R].
-        names: the candidates [N].
-        values: their logprobs [N].
+        tokens: its tokens; a placeholder where none is known.
+        sure: whether these are certain.
+        parts: the rows about them, as `arguments` takes them.
+        taken: whether they were taken of the rows.
     """
 
-    tokens: list[str]
-    own: NDArray[np.float64]
-    count: NDArray[np.int64]
-    names: list[str]
-    values: list[float | None]
-
-    @property
-    def echoes(self) -> bool:
-        """Whether the prompt comes first: only its first token has no logprob."""
-        return len(self.own) > 0 and bool(np.isnan(self.own[0]))
-
-    def since(self, row: int) -> _Chosen:
-        """Without the rows before this one."""
-        at = int(self.count[:row].sum())
-        return _Chosen(self.tokens[row:], self.own[row:], self.count[row:], self.names[at:], self.values[at:])
-
-    def rows(self, tokens: NDArray[np.int64], kind: Kind) -> Rows:
-        """The rows of the generated tokens, given as ids."""
-        ids = _token_ids(self.names)
-        values = np.fromiter((-np.inf if value is None else value for value in self.values), np.float64, len(ids))
-        said = engine.Listed(self.count, ids, values, np.zeros(len(ids), np.int64))
-        engine.check_values(said, "logprobs", kind)
-        rest = said.rows(ids != np.repeat(tokens, self.count))
-        return engine.finished(rest, tokens, self.own, None, "logprobs", kind)
-
-
-def _chosen(said: _Said | None) -> _Chosen | None:
-    """What the server says of the chosen tokens, in chat or completions; None where it says nothing."""
-    if said is None or (said.content is None and said.tokens is None):
-        return None
-    if said.content is not None:
-        top = [entry.top_logprobs or [] for entry in said.content]
-        flat = [*chain.from_iterable(top)]
-        names, values = [each.token for each in flat], [each.logprob for each in flat]
-        tokens = [entry.token for entry in said.content]
-        own: list[float | None] = [-np.inf if entry.logprob is None else entry.logprob for entry in said.content]
-        count = [len(each) for each in top]
-    else:
-        tokens, own = said.tokens or [], said.token_logprobs or []
-        tops = [each or {} for each in said.top_logprobs or [None] * len(tokens)]
-        names, values = [*chain.from_iterable(tops)], [*chain.from_iterable(each.values() for each in tops)]
-        count = [len(each) for each in tops]
-    if not len(tokens) == len(own) == len(count):
-        says = f"{len(tokens)} tokens, {len(own)} token_logprobs and {len(count)} top_logprobs"
-        raise SourceError(f"logprobs has {says}; they belong together one by one")
-    return _Chosen(tokens, engine.numbers(own), np.array(count, np.int64), names, values)
-
-
-def _are_ids(names: Sequence[str]) -> bool:
-    return not names or names[0].startswith(_PREFIX)
-
-
-def _token_ids(names: Sequence[str]) -> NDArray[np.int64]:
-    """The ids that the tokens of a server say that was asked to `return_tokens_as_token_ids`."""
-    try:
-        ids = np.fromiter((int(name.removeprefix(_PREFIX)) for name in names), np.int64, len(names))
-    except (ValueError, OverflowError) as error:
-        raise SourceError(f"logprobs: a token is no `token_id:` with an id, as the first is ({error})") from error
-    if not all(name.startswith(_PREFIX) for name in names):
-        raise SourceError("logprobs: some tokens are `token_id:` with an id and some are texts; capture it again")
-    return ids
+    tokens: NDArray[np.int64]
+    sure: bool
+    parts: list[tuple[int, Rows]]
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,76 +170,83 @@ class _Parser:
     Attributes:
         kind: what the values are.
         bos: stands where the first token of a prompt is not known; None where the tokenizer is not, or has none.
+        adds_bos: whether the tokenizer puts it before every prompt.
     """
 
     kind: Kind
     bos: int | None
+    adds_bos: bool
 
     def __call__(self, record: Record, tally: Tally) -> Iterator[Item]:
-        reply = decode(_REPLY, record.data, "reply of vLLM")
-        made = self._dumped(reply) if reply.outputs is not None or reply.choices is None else self._served(reply, tally)
+        reply = decode(REPLY, record.data, "reply of vLLM")
+        dumped = reply.outputs is not None or reply.choices is None
+        made = self._dumped(reply, tally) if dumped else self._served(reply, tally)
         name = reply.id if reply.request_id is None else reply.request_id
-        if name is not None and name.isdecimal():
+        if not name or name.isdecimal():
             name = None  # a counter of the process, which begins again in the next
-        for number, (found, text) in enumerate(made):
+        for number, found in enumerate(bounded(made)):
             called = {} if name is None else {"id": numbered(name, number)}
-            yield Item("add", found | called | {"prompt": reply.prompt, "text": text})
+            yield Item("add", found | called | {"prompt": reply.prompt})
 
-    def _dumped(self, reply: _Reply) -> Iterator[tuple[dict[str, Any], str | None]]:
-        for found, output in sequences(reply, self.kind):
-            yield found, None if output is None else output.text
+    def _dumped(self, reply: Reply, tally: Tally) -> Iterator[dict[str, Any]]:
+        for found, output in sequences(reply, self.kind, tally):
+            yield found | {"text": None if output is None else output.text}
 
-    def _served(self, reply: _Reply, tally: Tally) -> Iterator[tuple[dict[str, Any], str | None]]:
+    def _served(self, reply: Reply, tally: Tally) -> Iterator[dict[str, Any]]:
         if not reply.choices:
             raise SourceError("choices is empty; capture this reply again")
+        shared: list[_Context] = []
         for number, choice in enumerate(reply.choices):
+            if choice.delta:
+                raise SourceError("this is a piece of a streamed reply; capture without stream")
             try:
-                found = self._sequence(reply, choice, tally)
+                found = self._sequence(reply, choice, shared, tally)
             except SourceError as error:
                 raise SourceError(f"choices[{number}]: {error}") from error
-            yield found, choice.text if choice.message is None else choice.message.content
+            yield found | {"text": choice.text if choice.message is None else choice.message.content}
 
-    def _sequence(self, reply: _Reply, choice: _Choice, tally: Tally) -> dict[str, Any]:
-        said = _chosen(choice.logprobs)
-        if said is not None and said.echoes and _are_ids(said.tokens):
-            tokens = _token_ids(said.tokens)
+    def _sequence(self, reply: Reply, choice: Choice, shared: list[_Context], tally: Tally) -> dict[str, Any]:
+        said = chosen(choice.logprobs)
+        if said is not None and said.echoes and are_ids(said.tokens):
+            tokens = token_ids(said.tokens)
             start = choice.prompt_token_ids or reply.prompt_token_ids or []
             _check_tokens(tokens[: len(start)], start)
             _check_tokens(tokens[max(0, len(tokens) - len(choice.token_ids or ())) :], choice.token_ids)
-            return engine.arguments(tokens, [(0, said.since(1).rows(tokens[1:], self.kind))])
-        prompt, sure, parts = self._prompt(reply, choice, tally)
+            return engine.arguments(tokens, [(0, said.since(1).rows(tokens[1:], self.kind, tally))])
+        prompt = self._context_of(reply, choice, shared, tally)
+        parts = list(prompt.parts)
         made, rows = self._generated(choice, said, tally, others=bool(parts))
         if rows is not None:
-            parts.append((len(prompt) - 1, rows))
+            parts.append((len(prompt.tokens) - 1, rows))
         if not parts:
             raise SourceError(_NO_LOGPROBS)
-        tally.note(engine.CONTEXT_NOTE, not sure)
-        return engine.arguments(np.concatenate([prompt, made]), parts, trained=sure)
+        tally.note(engine.CONTEXT_NOTE, not prompt.sure)
+        tally.note(_TAKEN_NOTE, prompt.taken and prompt.sure)
+        return engine.arguments(np.concatenate([prompt.tokens, made]), parts, trained=prompt.sure)
 
-    def _prompt(
-        self, reply: _Reply, choice: _Choice, tally: Tally
-    ) -> tuple[NDArray[np.int64], bool, list[tuple[int, Rows]]]:
-        """The prompt's tokens, whether they are certain, and the rows that are about them."""
-        ids = choice.prompt_token_ids or reply.prompt_token_ids
-        scored = reply.prompt_logprobs if choice.prompt_logprobs is None else choice.prompt_logprobs
+    def _context_of(self, reply: Reply, choice: Choice, shared: list[_Context], tally: Tally) -> _Context:
+        """The prompt of a choice; choices without one of their own have one `shared` among them."""
+        if choice.prompt_token_ids is not None or choice.prompt_logprobs is not None:
+            scored = reply.prompt_logprobs if choice.prompt_logprobs is None else choice.prompt_logprobs
+            return self._context(choice.prompt_token_ids or reply.prompt_token_ids, scored, tally)
+        if not shared:
+            shared.append(self._context(reply.prompt_token_ids, reply.prompt_logprobs, tally))
+        return shared[0]
+
+    def _context(self, ids: list[Id] | None, scored: LogprobRows, tally: Tally) -> _Context:
         if scored is None:
-            return np.array(ids or [self.bos or 0], np.int64), bool(ids), []
+            return _Context(np.array(ids or [self.bos or 0], np.int64), bool(ids), [])
         said = engine.listed(scored, "prompt_logprobs")
-        sure = bool(ids) or self.bos is not None
+        prompt = np.array(ids or [], np.int64)
         if not ids:
             _check_prompt(said, len(said.count))
-            ids = [self.bos or 0, *ragged.heads(said.ids, said.count).tolist()]
-            tally.note(_TAKEN_NOTE, sure)
-        prompt = np.array(ids, np.int64)
-        return prompt, sure, [(0, prompt_rows(said, prompt, self.kind))]
+            engine.check_order(said, "prompt_logprobs")
+            prompt = np.r_[self.bos or 0, ragged.heads(said.ids, said.count)]
+        parts = [(0, _prompt_rows(said, prompt, self.kind, tally))]
+        return _Context(prompt, bool(ids) or self.adds_bos, parts, taken=not ids)
 
     def _generated(
-        self,
-        choice: _Choice,
-        said: _Chosen | None,
-        tally: Tally,
-        *,
-        others: bool,
+        self, choice: Choice, said: Chosen | None, tally: Tally, *, others: bool
     ) -> tuple[NDArray[np.int64], Rows | None]:
         """The generated tokens, and the rows about them; `others` says whether the sequence has some without these."""
         known = None if choice.token_ids is None else np.array(choice.token_ids, np.int64)
@@ -379,10 +254,10 @@ class _Parser:
         if said is None:
             tally.note(_UNKNOWN_NOTE, known is None)
             return none if known is None else known, None
-        if _are_ids(said.tokens):
-            tokens = _token_ids(said.tokens)
+        if are_ids(said.tokens):
+            tokens = token_ids(said.tokens)
             _check_tokens(tokens, choice.token_ids)
-            return tokens, said.rows(tokens, self.kind)
+            return tokens, said.rows(tokens, self.kind, tally)
         if not others:
             raise SourceError(_ONLY_TEXT)
         if known is None:
@@ -392,7 +267,7 @@ class _Parser:
         said = said.since(max(0, len(said.tokens) - len(known))) if said.echoes else said
         if len(said.own) != len(known):
             raise SourceError(f"logprobs has {len(said.own)} tokens, token_ids {len(known)}; capture it again")
-        return known, engine.targets_only(known, said.own, "logprobs", self.kind)
+        return known, said.targets(known, self.kind)
 
 
 def _check_tokens(said: NDArray[np.int64], tokens: list[int] | None) -> None:
@@ -418,8 +293,11 @@ def _recognises(source: Input) -> bool:
 
 def _read(inputs: list[Input], options: Options) -> Import:
     kind = engine.kind_of(options)
-    bos = options.tokenizer.bos_id if options.tokenizer is not None else None
-    opened = read_lines(inputs, _Parser(kind, bos), settings={"columns": _COLUMNS} | engine.settings_of(kind))
+    known = options.tokenizer
+    parse = _Parser(kind, None, adds_bos=False)
+    if known is not None:
+        parse = _Parser(kind, known.bos_id, known.bos_id is not None and known.adds_bos)
+    opened = read_lines(inputs, parse, settings={"columns": _COLUMNS} | engine.settings_of(kind))
     opened.notes = [_NOTE, *([engine.LOGIT_NOTE] if kind == "logit" else [])]
     return opened
 

@@ -16,8 +16,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitstore.convert.base import Options
-from logitstore.convert.rows import Rows, joined, over_candidates, with_target, without_zeros
+from logitstore.convert.base import Options, Tally
+from logitstore.convert.rows import Rows, agreeing, joined, over_candidates, with_target, without_zeros
 from logitstore.dataset.writer import Writer
 from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, SourceError
@@ -177,7 +177,54 @@ def _advice(value: float) -> str:
     return "; if these are raw logits, say --value-kind logit" if 0 < value < _HIGHEST else "; capture it again"
 
 
-def own_first(said: Listed, tokens: NDArray[np.int64], name: str, kind: Kind, first: int = 0) -> Rows:
+def check_filled(there: NDArray[np.bool_], name: str) -> None:
+    """Refuse rows that are missing beside others.
+
+    Args:
+        there: whether each row says something, [R].
+        name: of the field.
+
+    Raises:
+        SourceError: some do and some do not.
+    """
+    if bool(there.any()) and not bool(there.all()):
+        at = int(np.argmin(there))
+        raise SourceError(f"{name}: row {at} is empty and others are not, so rows are missing; capture it again")
+
+
+def check_order(said: Listed, name: str) -> None:
+    """Refuse rows whose first candidate need not be the actual token, since their keys were sorted.
+
+    Behind the actual token vLLM lists the best ones in order, with their ranks from 1 on.
+
+    Args:
+        said: the rows; `count` is 0 only in front.
+        name: of the field.
+
+    Raises:
+        SourceError: they are in another order.
+    """
+    rest = ~ragged.firsts(said.count)
+    count = np.maximum(said.count - 1, 0)
+    rank, most = said.ranks[rest], ragged.spread(said.count, count)
+    behind = np.diff(ragged.rows(count)) == 0  # whether the next one is of the same row
+    values = said.values[rest]
+    wrong = bool((behind & (np.diff(values) > 0)).any()) or bool((rank > most).any())
+    wrong |= bool((behind & (np.diff(rank) <= 0) & (rank[1:] > 0)).any())
+    filled = said.count[said.count > 0]
+    beyond = filled > min(filled.tolist(), default=0)  # more than the best ones: the actual token is none of them
+    own = ragged.heads(said.ranks, said.count)
+    wrong |= bool((beyond & (own > 0) & (own < filled)).any())
+    if wrong:
+        raise SourceError(
+            f"{name}: behind the first candidate of a row they are not in the order of their ranks, so that it is not "
+            f"certain which is the actual token: the keys were sorted; capture with return_token_ids, or do not sort"
+        )
+
+
+def own_first(
+    said: Listed, tokens: NDArray[np.int64], name: str, kind: Kind, first: int = 0, tally: Tally | None = None
+) -> Rows:
     """Rows of which each begins with the actual token, as vLLM's do.
 
     Args:
@@ -186,6 +233,7 @@ def own_first(said: Listed, tokens: NDArray[np.int64], name: str, kind: Kind, fi
         name: of the field.
         kind: what its values are.
         first: number that the producer gives the first of these rows.
+        tally: counts actual tokens that stand twice with different values.
 
     Raises:
         SourceError: a row begins with another token, so that rows are not where they should be.
@@ -199,7 +247,9 @@ def own_first(said: Listed, tokens: NDArray[np.int64], name: str, kind: Kind, fi
             f"{name}, row {first + at}: {says}; vLLM puts the actual token first: the rows are off, or were sorted"
         )
     own, rank = ragged.heads(said.values, said.count), ragged.heads(said.ranks, said.count)
-    return finished(said.rows(~ragged.firsts(said.count)), tokens, own, rank, name, kind)
+    rest = said.rows(~ragged.firsts(said.count))
+    own = said_once(rest, tokens, own, name, kind, Tally() if tally is None else tally)
+    return finished(rest, tokens, own, rank, name, kind)
 
 
 def own_anywhere(said: Listed, tokens: NDArray[np.int64], name: str, kind: Kind) -> Rows:
@@ -237,9 +287,7 @@ def finished(
     Raises:
         SourceError: the value of an actual token is above 0, and no logit.
     """
-    if bool((own > (_HIGHEST if kind == "logit" else PROBABILITY_SLACK)).any()):
-        at = int(np.nanargmax(own))
-        raise SourceError(f"{name}: the token {tokens[at]} has {own[at]}, which is no {kind}{_advice(own[at])}")
+    _check_own(tokens, own, name, kind)
     rows = without_zeros(with_target(rest, tokens, _single(own), rank))
     if kind == "logprob" or rows.target_logprob is None:
         return rows
@@ -247,6 +295,32 @@ def finished(
     shift = np.full(len(rows.count), np.nan, np.float32)
     shift[rows.count > 0] = ragged.heads(rows.logprobs, rows.count) - ragged.heads(logprobs, rows.count)
     return replace(rows, logprobs=logprobs, target_logprob=rows.target_logprob - shift)
+
+
+def _check_own(tokens: NDArray[np.int64], own: NDArray[Any], name: str, kind: Kind) -> None:
+    if bool((own > (_HIGHEST if kind == "logit" else PROBABILITY_SLACK)).any()):
+        at = int(np.nanargmax(own))
+        raise SourceError(f"{name}: the token {tokens[at]} has {own[at]}, which is no {kind}{_advice(own[at])}")
+
+
+def said_once(
+    rows: Rows, tokens: NDArray[np.int64], own: NDArray[Any], name: str, kind: Kind, tally: Tally
+) -> NDArray[np.float32]:
+    """The values of the actual tokens, which may stand among the candidates a second time.
+
+    Args:
+        rows: the candidates.
+        tokens: the actual tokens [R].
+        own: their values [R]; NaN where unknown.
+        name: of the field.
+        kind: what its values are.
+        tally: counts where the two differ.
+
+    Raises:
+        SourceError: the value of an actual token cannot be, or most differ from those among the candidates.
+    """
+    _check_own(tokens, own, name, kind)
+    return agreeing(rows, tokens, own, name, tally)
 
 
 def targets_only(tokens: NDArray[np.int64], own: NDArray[Any], name: str, kind: Kind) -> Rows:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from logitstore.errors import InvalidInputError
 from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence, plain
 
+_TEXT, _INTEGER, _FLOAT, _TRUTH = pa.utf8(), pa.int64(), pa.float64(), pa.bool_()
 _DECLARE: Final = "the type is that of the first chunk, unless declared with Writer(columns=pyarrow.schema(...))"
 
 
@@ -117,6 +118,8 @@ def _as_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def _check_value(name: str, value: Any, kind: pa.DataType) -> None:
     """Refuse what cannot be stored as this type without loss: `pa.array` cuts 1.5 to 1 and drops unknown fields."""
+    if _is_plainly(value, kind):
+        return
     _as_array(name, [value], kind)
     try:
         natural = pa.array(_plain_values([value]))
@@ -129,6 +132,26 @@ def _check_value(name: str, value: Any, kind: pa.DataType) -> None:
         ) from error
     if lost := _lost_fields(natural.type, kind):
         raise InvalidInputError(f"a value of the column {name!r} has the field {lost!r}, its type has not; {_DECLARE}")
+
+
+def _is_plainly(value: Any, kind: pa.DataType) -> bool:
+    """Whether a value fits its type beyond question: asking Arrow takes longer than all else of a short sequence."""
+    if value is None:
+        return True
+    own = type(value)  # subclasses are Arrow's to judge
+    if own is str:
+        return bool(kind == _TEXT) and (value.isascii() or _is_unicode(value))
+    if own is int:
+        return bool(kind == _INTEGER) and -(2**63) <= value < 2**63
+    return bool((own is float and kind == _FLOAT) or (own is bool and kind == _TRUTH))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _lost_fields(natural: pa.DataType, kind: pa.DataType) -> str | None:

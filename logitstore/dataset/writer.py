@@ -369,7 +369,9 @@ class Writer:
         column_bytes = self._columns.check(columns)
         columns = own_values(columns)
         if not self._ids.add(name):
-            raise InvalidInputError("this id was added before; ids are unique in a dataset")
+            raise InvalidInputError(
+                "this id was added before; ids are unique in a dataset: rename one, or leave ids out"
+            )
         size = (len(ids), len(tokens), column_bytes)
         limits = (self._settings.chunk_candidates, CHUNK_POSITIONS, CHUNK_COLUMN_BYTES)
         if self._open and any(a + b > c for a, b, c in zip(self._open_size, size, limits, strict=True)):
