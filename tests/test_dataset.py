@@ -84,6 +84,49 @@ def test_selected_columns_alone_are_decoded(dataset, monkeypatch):
     assert whole not in decoded[n:]
 
 
+def test_lengths(dataset):
+    whole = [len(sequence) for sequence in dataset]
+    lengths = dataset.lengths()
+    assert lengths.dtype == np.uint32
+    assert lengths.tolist() == whole
+    for view in (slice(0), slice(3, 4), slice(5, 17), slice(2, None, 3), slice(None, None, -1), slice(18, 3, -4)):
+        assert dataset[view].lengths().tolist() == whole[view]
+    assert dataset[::7][1:].select(["tokens"]).lengths().tolist() == whole[::7][1:]
+
+
+def test_lengths_of_splits_and_of_empty_sequences(tmp_path, quiet):
+    with logitstore.Writer(tmp_path / "d") as writer:
+        for length in (2, 0, 3, 0):
+            writer.add(np.zeros(length, int), np.zeros((length, 1), int), np.full((length, 1), -1.0))
+    dataset = logitstore.open(tmp_path / "d")
+    assert dataset.lengths().tolist() == [2, 0, 3, 0]
+    assert dataset.split("train")[1:].lengths().tolist() == [0, 3, 0]
+    assert dataset[4:].lengths().tolist() == []
+
+
+def test_lengths_decode_no_cell_of_a_sequence_and_touch_only_the_shards_of_the_view(dataset, monkeypatch):
+    from logitstore.shard.chunk import _Row
+
+    monkeypatch.setattr(_Row, "cell", lambda *_: pytest.fail("a cell was decoded"))
+    assert sum(dataset.lengths()) == dataset.info.totals.positions
+    last = dataset.info.shards[-1]
+    (dataset.path / last.path).unlink()
+    again = logitstore.open(dataset.path)
+    assert len(again[: -last.sequences].lengths()) == 20 - last.sequences
+    with pytest.raises(logitstore.CorruptDataError, match="the shard is missing"):
+        again.lengths()
+
+
+def test_lengths_come_from_verified_chunks(dataset):
+    shard = dataset.path / dataset.info.shards[1].path
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(logitstore.CorruptDataError, match="digest") as caught:
+        dataset.lengths()
+    assert caught.value.path == str(shard)
+
+
 def test_opening_touches_the_manifest_alone(dataset, write):
     for shard in dataset.info.shards:
         (dataset.path / shard.path).unlink()

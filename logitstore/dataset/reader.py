@@ -6,9 +6,12 @@ import contextlib
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from logitstore.errors import (
     CorruptDataError,
@@ -28,6 +31,9 @@ from logitstore.shard.chunk import Chunk
 from logitstore.shard.reader import Shard
 from logitstore.shard.sequence import DEFAULT_COLUMNS, SEQUENCE_COLUMNS, Sequence
 from logitstore.tokenizer import Tokenizer
+
+Decoding = Literal["cpu", "device"]
+"""Who decodes the candidates of the sequences that a dataset gives."""
 
 _OPEN_SHARDS: Final = 1024  # mappings kept at once, far below what systems allow a process
 
@@ -165,6 +171,7 @@ class Dataset:
         _shards: Shards | None = None,
         _rows: range | None = None,
         _columns: frozenset[str] | None = None,
+        _decoding: Decoding = "cpu",
     ) -> None:
         self._root = root
         self._manifest = manifest
@@ -172,6 +179,7 @@ class Dataset:
         self._shards = _shards if _shards is not None else Shards(root, manifest.shards, manifest)
         self._rows = _rows if _rows is not None else range(self._starts[-1])
         self._columns = _columns if _columns is not None else DEFAULT_COLUMNS | frozenset(manifest.user_columns)
+        self._decoding = _decoding
 
     @property
     def info(self) -> Manifest:
@@ -293,19 +301,64 @@ class Dataset:
                 raise InvalidInputError(f"no column is called {name!r}; there are: {', '.join(known)}")
         return self._view(columns=names)
 
-    def _view(self, rows: range | None = None, columns: frozenset[str] | None = None) -> Dataset:
+    def with_decoding(self, decode: Decoding) -> Dataset:
+        """A view that decodes the candidates itself, or leaves that to the device that trains.
+
+        Args:
+            decode: `cpu`: sequences are a `Sequence`, as they are without this; `device`: they are an
+                `EncodedSequence`, which holds codes and gaps, about 6 bytes a candidate instead of 12, for
+                `logitstore.torch.device`. The candidates are there whatever columns are selected.
+
+        Raises:
+            InvalidInputError: it is neither of them.
+        """
+        if decode not in ("cpu", "device"):
+            raise InvalidInputError(f"decode is {decode!r}; it can be 'cpu' or 'device'")
+        return self._view(decoding=decode)
+
+    def lengths(self) -> NDArray[np.uint32]:
+        """Positions of each sequence of this view, in order: uint32 [len(self)].
+
+        Every chunk with a sequence of the view is read and verified; none of their cells is decoded.
+
+        Raises:
+            CorruptDataError: a chunk's bytes are not what was written.
+        """
+        rows = self._rows if self._rows.step > 0 else self._rows[::-1]
+        lengths = np.empty(len(rows), np.uint32)
+        for number, chunk, start, places in self._chunks_within(rows):
+            of_chunk = np.array(self._shards[number].chunk(chunk).lengths, np.uint32)
+            here = rows[places]
+            lengths[places] = of_chunk[np.arange(here.start, here.stop, here.step) - start]
+        return lengths if rows is self._rows else lengths[::-1]
+
+    def _view(
+        self,
+        rows: range | None = None,
+        columns: frozenset[str] | None = None,
+        decoding: Decoding | None = None,
+    ) -> Dataset:
         return Dataset(
             self._root,
             self._manifest,
             _shards=self._shards,
             _rows=self._rows if rows is None else rows,
             _columns=self._columns if columns is None else columns,
+            _decoding=self._decoding if decoding is None else decoding,
         )
 
     def _locate(self, row: int) -> tuple[int, int]:
         """(shard, row in the shard)."""
         number = bisect_right(self._starts, row) - 1
         return number, row - self._starts[number]
+
+    def _chunks_within(self, rows: range) -> Iterator[tuple[int, int, int, slice]]:
+        """(shard, chunk, row of its first sequence, places in `rows`) of each chunk with some of ascending rows."""
+        for number, (start, end) in enumerate(pairwise(self._starts)):
+            if rows[_within(rows, start, end)]:
+                for chunk, (first, last) in enumerate(pairwise(self._shards[number].starts)):
+                    if rows[places := _within(rows, start + first, start + last)]:
+                        yield number, chunk, start + first, places
 
     def _runs(self) -> Iterator[tuple[int, int, list[int]]]:
         """(shard, chunk, rows in the chunk) of the rows of this view, in order."""
@@ -326,8 +379,13 @@ class Dataset:
         read = self._shards.chunk(number, chunk)
         try:
             for place in places:
-                yield read.sequence(place, self._columns)
+                yield read.sequence(place, self._columns, encoded=self._decoding == "device")
         except CorruptDataError as error:
             shard = self._shards[number]
             offset = int(shard.index["offset"][chunk])
             raise error.at(path=shard.path, chunk=chunk, offset=offset) from error
+
+
+def _within(rows: range, start: int, end: int) -> slice:
+    """The places in ascending rows whose row is in [start, end)."""
+    return slice(bisect_left(rows, start), bisect_left(rows, end))

@@ -28,10 +28,12 @@ from logitstore.encoding.values import (
     decode_logits,
     decode_values,
     encode_draws,
+    encode_values,
 )
 from logitstore.errors import CorruptDataError
 from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
 from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
+from logitstore.shard.encoded import EncodedSequence, relative_codes, shifts, signed
 from logitstore.shard.sequence import Sequence
 
 _TABLE_LIMIT: Final = 2**20  # above this width, tables of ids take more memory than a chunk
@@ -206,6 +208,16 @@ class Chunk:
     def _table(self) -> NDArray[np.int32]:
         return id_table(self.order, self.header.logit_width or 0)
 
+    @functools.cached_property
+    def order_is_below_the_width(self) -> bool:
+        """Whether every id of the order can be a candidate's: it holds tokens too, which may be above the width."""
+        return len(self.order) == 0 or int(self.order.max()) < self.id_limit
+
+    @property
+    def id_limit(self) -> int:
+        """Ids of candidates are below this."""
+        return self.header.logit_width or ID_LIMIT
+
     def table(self) -> NDArray[np.int32] | None:
         """The id of every code, from the second sequence on: for a single one it costs more than it saves."""
         width = self.header.logit_width
@@ -236,8 +248,13 @@ class Chunk:
         except ValueError:
             raise CorruptDataError(f"the encoding {self.encodings[row]} does not exist", code="cell", row=row) from None
 
-    def sequence(self, row: int, columns: frozenset[str]) -> Sequence:
+    def sequence(self, row: int, columns: frozenset[str], *, encoded: bool = False) -> Sequence:
         """One sequence with these columns (`SEQUENCE_COLUMNS` and users').
+
+        Args:
+            row: its row in the chunk.
+            columns: what to decode.
+            encoded: give an `EncodedSequence`; its candidates are there whatever the columns.
 
         Raises:
             CorruptDataError: its cells contradict each other.
@@ -245,7 +262,8 @@ class Chunk:
         try:
             # Forged numbers may be infinite or NaN; they are for `validate` to report, not for numpy.
             with np.errstate(all="ignore"):
-                return _Row(self, row).decode(columns)
+                reader = _Row(self, row)
+                return reader.encoded(columns) if encoded else reader.decode(columns)
         except CorruptDataError as error:
             raise error.at(row=row) from error
 
@@ -275,12 +293,42 @@ class _Row:
         return self.cell(name, self.length, OPTIONAL_TYPES[name])
 
     def decode(self, columns: frozenset[str]) -> Sequence:
+        fields = self.plain(columns)
+        if columns & {"count", "ids", "logprobs", "draws", "logits"}:
+            fields |= self.candidates(columns)
+        return Sequence.of(fields)
+
+    def encoded(self, columns: frozenset[str]) -> EncodedSequence:
+        if self.encoding is Encoding.DRAWS:
+            candidates = self.candidates(frozenset(["ids", "logprobs", "draws"]))
+            codes, logprobs = candidates.pop("ids"), candidates.pop("logprobs")
+            values = encode_values(logprobs, candidates["count"], "float32", self.chunk.header.resolution)
+            encoding, top, gaps = values.encoding, values.top, values.gaps
+        else:
+            candidates = self.counts()
+            encoding, total = self.encoding, int(candidates["offsets"][-1])
+            codes = self.encoded_ids(total)
+            top, gaps = self.steps(candidates["count"], total)
+            candidates["draws"] = None
+        bfloat16 = encoding is Encoding.BFLOAT16
+        shift = shifts(self.optional("logsumexp"), candidates["count"]) if bfloat16 else np.empty(0, np.float32)
+        fields = {
+            "encoding": encoding,
+            "resolution": self.chunk.header.resolution,
+            "order": self.chunk.order.view(np.int32),
+            "codes": codes,
+            "top": signed(top),
+            "gaps": signed(gaps),
+            "shift": shift,
+        }
+        return EncodedSequence.of(self.plain(columns) | candidates | fields)
+
+    def plain(self, columns: frozenset[str]) -> dict[str, Any]:
+        """Everything but the candidates."""
         fields: dict[str, Any] = {"id": self.chunk.batch.column(0)[self.row].as_py()}
         if "tokens" in columns:
             tokens = decode_ids(self.cell("tokens", self.length, _U32), self.chunk.order)
             fields["tokens"] = self.checked("tokens", tokens, ID_LIMIT)
-        if columns & {"count", "ids", "logprobs", "draws", "logits"}:
-            fields |= self.candidates(columns)
         for name in OPTIONAL_TYPES:
             if name in columns:
                 fields[name] = _DECODE_OPTIONAL[name](self.optional(name), self.length)
@@ -289,10 +337,16 @@ class _Row:
             fields["columns"] = {name: _as_python(self.chunk.batch.column(name)[self.row]) for name in user}
         elif not names:
             fields["columns"] = {}
-        return Sequence.of(fields)
+        return fields
+
+    def encoded_ids(self, total: int) -> NDArray[np.int32]:
+        codes, limit = self.cell("ids", total, _U32), self.chunk.id_limit
+        if not self.chunk.order_is_below_the_width:
+            self.checked("ids", decode_ids(codes, self.chunk.order), limit)
+        return relative_codes(codes, len(self.chunk.order), limit)
 
     def candidate_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
-        limit = self.chunk.header.logit_width or ID_LIMIT
+        limit = self.chunk.id_limit
         table = self.chunk.table()
         if table is None:
             return self.checked("ids", decode_ids(codes, self.chunk.order), limit).view(np.int32)
@@ -310,13 +364,16 @@ class _Row:
             raise CorruptDataError(f"the column {name} holds the id {int(ids.max())}, limit {limit}", code="id-range")
         return ids
 
-    def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         count = self.cell("count", self.length, _U32)
         offsets = ragged.offsets(count)
-        total = int(offsets[-1])
-        if total > SEQUENCE_CANDIDATES:
-            raise CorruptDataError(f"a sequence of {total} candidates, over the limit", code="cell")
-        fields: dict[str, Any] = {"count": count, "offsets": offsets}
+        if int(offsets[-1]) > SEQUENCE_CANDIDATES:
+            raise CorruptDataError(f"a sequence of {int(offsets[-1])} candidates, over the limit", code="cell")
+        return {"count": count, "offsets": offsets}
+
+    def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
+        fields = self.counts()
+        count, total = fields["count"], int(fields["offsets"][-1])
         sampled = self.encoding is Encoding.DRAWS
         if columns & {"ids"} or (sampled and columns & {"logprobs", "draws"}):
             codes = self.cell("ids", total, _U32)
@@ -332,9 +389,8 @@ class _Row:
         if "ids" not in fields:
             return {"logits": None}
         count = fields["count"]
-        present = int(np.count_nonzero(count))
-        top = self.cell("top", present, _U32)
-        draws = decode_draws(top, self.cell("gaps", total - present, _U32), count)
+        top, gaps = self.steps(count, total)
+        draws = decode_draws(top, gaps, count)
         place = by_draws(fields["ids"], draws, count)
         draws = draws[place]
         return {
@@ -344,11 +400,13 @@ class _Row:
             "logits": None,
         }
 
-    def values(self, count: NDArray[np.uint32], total: int, columns: frozenset[str]) -> dict[str, Any]:
+    def steps(self, count: NDArray[np.uint32], total: int) -> tuple[NDArray[Any], NDArray[Any]]:
         present = int(np.count_nonzero(count))
         top_type, gap_type = CELL_TYPES[self.encoding]
-        top = self.cell("top", present, top_type)
-        gaps = self.cell("gaps", total - present, gap_type)
+        return self.cell("top", present, top_type), self.cell("gaps", total - present, gap_type)
+
+    def values(self, count: NDArray[np.uint32], total: int, columns: frozenset[str]) -> dict[str, Any]:
+        top, gaps = self.steps(count, total)
         fields: dict[str, Any] = {"draws": None}
         if "logprobs" in columns:
             logsumexp = self.optional("logsumexp") if self.encoding is Encoding.BFLOAT16 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class Sequence:
     columns: dict[str, Any]
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Sequence:
+    def of(cls, fields: dict[str, Any]) -> Self:
         """A sequence with some of the fields; touching another one raises `NotSelectedError`."""
         sequence = object.__new__(cls)
         sequence.__dict__.update(fields)
