@@ -5,7 +5,7 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench build clean
+.PHONY: demo test test-slow lint format bench bench-convert build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,6 +40,9 @@ format: .venv/linted
 
 bench: .venv/installed  ## figures of the README, on real rows; one core
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/format.py
+
+bench-convert: .venv/tested  ## speed and memory of importers
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/convert.py
 
 build: .venv/installed  ## wheel and sdist into dist/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
