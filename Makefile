@@ -5,7 +5,7 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-convert bench-loader bench-losses distil build clean
+.PHONY: demo test test-slow lint format bench bench-convert bench-losses distil build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -44,11 +44,6 @@ bench: .venv/installed  ## figures of the README, on real rows; one core
 bench-convert: .venv/tested  ## speed and memory of importers
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/convert.py
 
-bench-loader:  ## loading beside datasets and MosaicML Streaming, in an environment of its own
-	$(PYTHON) -m venv .venv-loader
-	.venv-loader/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch==2.13.0 datasets==5.2.0 mosaicml-streaming==0.13.0
-	.venv-loader/bin/python benchmarks/loader.py
-
 bench-losses: .venv/tested  ## time and memory of the losses beside plain cross-entropy
 	$(BIN)/python benchmarks/losses.py
 
@@ -61,4 +56,4 @@ build: .venv/installed  ## wheel and sdist into dist/
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv .venv-loader dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

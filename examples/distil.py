@@ -200,7 +200,9 @@ def main() -> None:
     capture = given.capture or next(path for path in CAPTURES if path.exists())
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        done = convert([capture], Path(folder) / "full", logit_width=262_144, teacher="google/gemma-3-270m")
+        done = convert(
+            [capture], Path(folder) / "full", values="float32", logit_width=262_144, teacher="google/gemma-3-270m"
+        )
         rows = done.summary.sequences
         train_rows = rows - 2 * max(1, rows // 10)
         reduced(Path(folder) / "full", Path(folder) / "small", settings.vocabulary, train_rows)
