@@ -1,5 +1,6 @@
 """Decoding on a device: encoded sequences, their batches, and the torch form of the decoder against the numpy form."""
 
+import dataclasses
 import multiprocessing
 import pickle
 import tempfile
@@ -22,7 +23,8 @@ from logitstore.shard.reader import Shard
 from logitstore.shard.sequence import DEFAULT_COLUMNS
 from logitstore.shard.writer import ShardWriter
 from logitstore.torch.collate import HFCollator
-from logitstore.torch.device import EncodedBatch, EncodedCollator, decode_batch, encoded_batch, to_device
+from logitstore.torch.device import EncodedBatch, decode_batch, encoded_batch, to_device
+from logitstore.torch.loader import LogitLoader, StreamingLogits
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "spec" / "vectors" / "v1"
@@ -116,7 +118,9 @@ def dense(sequences, length, k):
 
 
 def check_equal(batch, sequences, k=None, device="cpu"):
-    decoded = decode_batch(batch, device, k)
+    if k is not None:
+        batch = dataclasses.replace(batch, k=k)
+    decoded = decode_batch(batch, device)
     rows, length, most = batch.shape
     k = most if k is None else k
     ids, logprobs = dense(sequences, length, k)
@@ -271,9 +275,8 @@ def test_decoded_sequences_and_empty_batches_are_refused(write):
         encoded_batch([dataset[0]])
     with pytest.raises(logitstore.InvalidInputError, match="no sequences"):
         encoded_batch([])
-    batch = encoded_batch([dataset.with_decoding("device")[0]])
     with pytest.raises(logitstore.InvalidInputError, match="k is 0"):
-        decode_batch(batch, k=0)
+        encoded_batch([dataset.with_decoding("device")[0]], k=0)
     with pytest.raises(logitstore.InvalidInputError, match="length of a batch is 0"):
         encoded_batch([dataset.with_decoding("device")[0]], length=0)
 
@@ -400,14 +403,6 @@ def test_sequences_and_batches_pickle(tmp_path):
     assert decode_batch(batch)["extra"].tolist() == [[0, 1, 2]]
 
 
-def tokens_of(sequences):
-    length = max(len(sequence) for sequence in sequences) + 2  # as a multiple of something may want it
-    padded = torch.zeros(len(sequences), length, dtype=torch.int64)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = torch.from_numpy(sequence.tokens.astype(np.int64))
-    return {"input_ids": padded}
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_works_in_the_workers_of_a_loader(write, method):
     path = write(sequences=10, chunk_candidates=300)
@@ -418,14 +413,14 @@ def test_works_in_the_workers_of_a_loader(write, method):
             dataset.with_decoding("device"),
             batch_size=4,
             num_workers=2,
-            collate_fn=EncodedCollator(tokens_of),
+            collate_fn=HFCollator(pad_to_multiple_of=19),
             multiprocessing_context=multiprocessing.get_context(method),
         )
         batches = list(loader)
     for number, batch in enumerate(batches):
         plain = list(dataset[4 * number : 4 * number + 4])
         check_equal(batch, plain)
-        expected = tokens_of(plain)["input_ids"]
+        expected = HFCollator(pad_to_multiple_of=19)(plain)["input_ids"]
         assert torch.equal(decode_batch(batch)["input_ids"], expected)
         assert batch.shape[:2] == expected.shape
     assert number == 2
@@ -437,13 +432,39 @@ def test_equals_the_collator_that_takes_decoded_sequences(tmp_path):
     calls = [grid(random, [6, 3, 0, 9]), grid(random, [8, 8])]
     encoded, plain = read_both(write(tmp_path / "d", calls))
     for k in (None, 2, 8, 20):
-        expected = HFCollator(k=k, pad_to_multiple_of=4)(plain)
-        full = HFCollator(pad_to_multiple_of=4)(plain)
-        columns = {"target_tail": full["target_tail"]}
-        found = decode_batch(EncodedCollator(lambda _, columns=columns: columns)(encoded), k=k)
-        for name in ("target_ids", "target_logprobs"):
-            assert torch.equal(found[name], expected[name])
-        torch.testing.assert_close(found["target_tail"], expected["target_tail"], equal_nan=True)
+        for options in ({}, {"pad_to_multiple_of": 4}, {"max_length": 3}):
+            collate = HFCollator(k=k, **options)
+            expected, found = collate(plain), decode_batch(collate(encoded))
+            assert expected.keys() == found.keys()
+            for name in expected.keys() - {"target_tail"}:
+                assert torch.equal(found[name], expected[name])
+            torch.testing.assert_close(found["target_tail"], expected["target_tail"], equal_nan=True)
+
+
+@on_each_device
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_decodes_where_it_is_told(tmp_path, workers, device):
+    random = np.random.default_rng(6)
+    write(tmp_path / "d", [grid(random, [6, 3, 0, 9][: 1 + row % 4]) for row in range(12)])
+
+    def batches(**options):
+        stream = StreamingLogits(tmp_path / "d", batch_size=4, seed=3, decode=options.pop("decode"))
+        return list(LogitLoader(stream, collate_fn=HFCollator(k=5), num_workers=workers, **options))
+
+    for expected, found, left in zip(
+        batches(decode="cpu"), batches(decode="device", device=device), batches(decode="device"), strict=True
+    ):
+        for name, tensor in expected.items():
+            assert (found[name].device.type, left[name].device.type) == (device, "cpu")
+            torch.testing.assert_close(found[name].cpu(), tensor, equal_nan=True)
+            torch.testing.assert_close(left[name], tensor, equal_nan=True)
+
+
+def test_batches_of_any_make_go_to_a_device():
+    pair = {"signal": {"ids": torch.arange(3), "vocab_size": 7}, "parts": [torch.ones(2)], "none": None}
+    moved = to_device(pair, "meta")
+    assert moved["signal"]["ids"].device.type == moved["parts"][0].device.type == "meta"
+    assert (moved["signal"]["vocab_size"], moved["none"]) == (7, None)
 
 
 @on_each_device

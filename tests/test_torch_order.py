@@ -210,7 +210,7 @@ def test_what_is_no_source_is_refused(write):
         as_source([1, 2])
     with pytest.raises(logitstore.InvalidInputError, match="give them to it"):
         as_source(Shuffled(Rows(3)), "full")
-    with pytest.raises(logitstore.InvalidInputError, match="select the columns before"):
+    with pytest.raises(logitstore.InvalidInputError, match="use its select and with_decoding before"):
         as_source(Rows(3), columns=["tokens"])
     with pytest.raises(logitstore.InvalidInputError, match="no samples"):
         as_source(logitstore.open(write())[:0])

@@ -61,8 +61,8 @@ class EncodedSequence(Sequence):
     def __getattr__(self, name: str) -> Any:
         if name in _DECODED:
             raise NotSelectedError(
-                f"the column {name!r} of this sequence is still encoded: collate it with "
-                f"logitstore.torch.device.encoded_batch, or read it through Dataset.with_decoding('cpu')"
+                f"the column {name!r} of this sequence is still encoded: collate it with logitstore.torch.HFCollator, "
+                f"or read it through Dataset.with_decoding('cpu')"
             )
         return super().__getattr__(name)
 

@@ -18,7 +18,7 @@ except ImportError as error:
 
 from logitstore.torch import losses
 from logitstore.torch.collate import AxolotlCollator, DistillKitCollator, HFCollator, MegatronCollator, TRLCollator
-from logitstore.torch.device import EncodedCollator, decode_batch, encoded_batch, to_device
+from logitstore.torch.device import EncodedBatch, decode_batch, to_device
 from logitstore.torch.loader import LogitDataset, LogitLoader, StreamingLogits
 from logitstore.torch.order import Order
 from logitstore.torch.pack import Packed
@@ -29,7 +29,7 @@ from logitstore.torch.teachers import Teachers
 __all__ = [
     "AxolotlCollator",
     "DistillKitCollator",
-    "EncodedCollator",
+    "EncodedBatch",
     "HFCollator",
     "LogitDataset",
     "LogitLoader",
@@ -43,7 +43,6 @@ __all__ = [
     "TRLCollator",
     "Teachers",
     "decode_batch",
-    "encoded_batch",
     "global_state",
     "losses",
     "to_device",

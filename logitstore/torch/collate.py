@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from logitstore.convert.export_rows import rectangle
 from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, InvalidTypeError
+from logitstore.shard.encoded import EncodedSequence
 from logitstore.shard.sequence import Sequence as Stored
+from logitstore.torch.device import EncodedBatch, encoded_batch
 
 UNKNOWN: Final = -100
 """`target_next` where the next token is not known."""
@@ -66,7 +68,7 @@ class _Collator:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidInputError(f"{name} is {value!r}; a whole number from 1 is needed, or None")
 
-    def __call__(self, sequences: Sequence[Stored]) -> Batch:
+    def __call__(self, sequences: Sequence[Stored]) -> Batch | EncodedBatch:
         """The batch.
 
         Raises:
@@ -79,7 +81,7 @@ class _Collator:
             raise InvalidInputError(_why_empty(sequences, self.max_length))
         return self._batch(sequences, text)
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch | EncodedBatch:
         raise NotImplementedError
 
     def _width(self, text: _Text) -> int:
@@ -104,21 +106,26 @@ class HFCollator(_Collator):
     NaN where it is not known; `target_mask` bool [B, T], row t has a distribution and is trained on; `target_next`
     int64 [B, T], tokens[t + 1], -100 where that is not known; and, for packed samples, `position_ids` and
     `document_ids` int64 [B, T], 0 and -1 on padding.
+
+    Of encoded sequences (`decode="device"`) it makes an `EncodedBatch`, which `decode_batch` turns into the same dict.
     """
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch | EncodedBatch:
+        encoded = isinstance(sequences[0], EncodedSequence)
         k = self._width(text)
-        ids, logprobs = _candidates(sequences, text, k, 0, -np.inf)
         batch: dict[str, NDArray[Any]] = {
             "input_ids": text.tokens,
             "attention_mask": text.inside.astype(np.int64),
             "labels": self._labels(text, text.trained),
-            "target_tail": _tails(sequences, text, k),
+            "target_tail": _tails(sequences, text, None if encoded else k),
             "target_mask": text.scored,
             "target_next": text.following,
         }
         if text.documents is not None:
             batch |= {"position_ids": text.places, "document_ids": text.documents}
+        if encoded:
+            return encoded_batch(sequences, _tensors(batch), length=text.tokens.shape[1], k=k)
+        ids, logprobs = _candidates(sequences, text, k, 0, -np.inf)
         return _tensors(batch) | {"target_ids": ids, "target_logprobs": logprobs}
 
 
@@ -437,11 +444,13 @@ def _scatter(
         rectangular[listed] = flat[:total][kept]
 
 
-def _tails(sequences: Sequence[Stored], text: _Text, k: int) -> NDArray[np.float32]:
-    """float32 [B, T]: log of the mass outside the best k candidates; NaN where it is not known."""
+def _tails(sequences: Sequence[Stored], text: _Text, k: int | None) -> NDArray[np.float32]:
+    """float32 [B, T]: log of the mass outside the best k candidates, or outside all; NaN where it is not known."""
     tails = np.full(text.tokens.shape, np.nan, np.float32)
     for row, sequence, length in zip(tails, sequences, text.lengths, strict=True):
         row[:length] = sequence.tail[:length]
+        if k is None:
+            continue
         count = sequence.count[:length]
         wide = (count > k) & ~np.isnan(row[:length])
         if wide.any():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class EncodedBatch:
         orders: where the token orders stand in it, int32: one 0, then each distinct order once.
         groups: what is decoded together.
         shape: (B, T, K).
+        k: candidates of each position that are wanted, whatever K is.
         columns: other tensors of the batch; `decode_batch` hands them on.
     """
 
@@ -84,6 +86,7 @@ class EncodedBatch:
     orders: Slot
     groups: tuple[Group, ...]
     shape: tuple[int, int, int]
+    k: int
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def array(self, slot: Slot) -> torch.Tensor:
@@ -127,20 +130,25 @@ class _Buffer:
 
 
 def encoded_batch(
-    sequences: list[Sequence], columns: Mapping[str, torch.Tensor] | None = None, *, length: int | None = None
+    sequences: SequenceOf[Sequence],
+    columns: Mapping[str, torch.Tensor] | None = None,
+    *,
+    length: int | None = None,
+    k: int | None = None,
 ) -> EncodedBatch:
-    """Collate encoded sequences for `decode_batch`; fit for a DataLoader's `collate_fn`.
+    """Collate encoded sequences for `decode_batch`.
 
     Args:
         sequences: of `Dataset.with_decoding("device")`; of any encodings, chunks and datasets.
         columns: other tensors of the batch, such as `input_ids`, which travel with it.
         length: T; longer sequences are cut. None: the positions of the longest one, at least 1.
+        k: candidates of each position; None: the most that a position of the batch has, at least 1.
 
     Returns:
         The batch, on the CPU.
 
     Raises:
-        InvalidInputError: there is no sequence, or the length is below 1.
+        InvalidInputError: there is no sequence, or the length or k is below 1.
         InvalidTypeError: one is not encoded.
     """
     if not sequences:
@@ -149,18 +157,21 @@ def encoded_batch(
         length = max(1, *(len(sequence) for sequence in sequences))
     if length < 1:
         raise InvalidInputError(f"the length of a batch is {length}; it is a number of positions from 1")
+    if k is not None and k < 1:
+        raise InvalidInputError(f"k is {k}; it is a number of candidates from 1")
     encoded = [_as_encoded(sequence).cut(length) for sequence in sequences]
     orders, ends = _distinct_orders([sequence.order for sequence in encoded])
     alike = defaultdict(list)
     for row, (sequence, end) in enumerate(zip(encoded, ends, strict=True)):
         if len(sequence.codes):
-            k = ragged.uniform(ragged.present(sequence.count))
-            alike[sequence.encoding, sequence.resolution, k].append(_member(sequence, row * length, end))
+            uniform = ragged.uniform(ragged.present(sequence.count))
+            alike[sequence.encoding, sequence.resolution, uniform].append(_member(sequence, row * length, end))
     buffer = _Buffer()
     slot = buffer.add(orders)
     groups = tuple(Group(*key, slots=_add_group(buffer, members, key[2])) for key, members in alike.items())
     most = max(1, *(int(sequence.count.max(initial=0)) for sequence in encoded))
-    return EncodedBatch(buffer.tensor(), slot, groups, (len(encoded), length, most), dict(columns or {}))
+    shape = len(encoded), length, most
+    return EncodedBatch(buffer.tensor(), slot, groups, shape, most if k is None else k, dict(columns or {}))
 
 
 def _as_encoded(sequence: Sequence) -> EncodedSequence:
@@ -206,38 +217,24 @@ def _add_group(buffer: _Buffer, members: list[dict[str, NDArray[Any]]], k: int) 
     return {name: buffer.add([member[name] for member in members]) for name in sorted(names)}
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedCollator:
-    """`encoded_batch` with other columns beside the candidates; pickles where `columns` does.
-
-    Attributes:
-        columns: makes the other tensors of a batch from its sequences, at least one, [B, T] each; T is the batch's.
-    """
-
-    columns: Callable[[list[Sequence]], Mapping[str, torch.Tensor]]
-
-    def __call__(self, sequences: list[Sequence]) -> EncodedBatch:
-        """The batch of these sequences."""
-        columns = self.columns(sequences)
-        return encoded_batch(sequences, columns, length=next(iter(columns.values())).shape[1])
-
-
-def to_device(batch: EncodedBatch, device: torch.device | str) -> EncodedBatch:
-    """The batch on a device. To CUDA the copy goes through pinned memory and does not block.
+def to_device(batch: Any, device: torch.device | str) -> Any:
+    """A batch on a device, whatever its collator made. To CUDA, copies go through pinned memory and do not block.
 
     Args:
-        batch: from `encoded_batch`; pinned or not.
+        batch: tensors and encoded batches, also in mappings and lists; anything else stays as it is.
         device: where to.
     """
     device = torch.device(device)
-    if device.type != "cuda":
-        return batch.to(device)
-    return batch.pin_memory().to(device, non_blocking=True)
+    if isinstance(batch, (torch.Tensor, EncodedBatch)):
+        return batch.to(device) if device.type != "cuda" else batch.pin_memory().to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
 
 
-def decode_batch(
-    batch: EncodedBatch, device: torch.device | str | None = None, k: int | None = None
-) -> dict[str, torch.Tensor]:
+def decode_batch(batch: EncodedBatch, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
     """The candidates of a batch as rectangles, decoded where the batch is or on a device that it is copied to.
 
     Equal to `Sequence.dense` of each sequence, one below the other: with o the batch's orders, e the end of the
@@ -247,21 +244,15 @@ def decode_batch(
     Args:
         batch: from `encoded_batch`.
         device: where to decode; None: where the batch is.
-        k: candidates of each position; None: the most that a position of the batch has, at least 1.
 
     Returns:
         The batch's columns, and `target_ids` int64 [B, T, k], 0 where there is no candidate, and `target_logprobs`
         float32 [B, T, k], nats, -inf where there is none. A column `target_tail` gains what k leaves out.
-
-    Raises:
-        InvalidInputError: k is below 1.
     """
-    if k is not None and k < 1:
-        raise InvalidInputError(f"k is {k}; it is a number of candidates from 1")
     if device is not None:
         batch = to_device(batch, device)
     rows, length, most = batch.shape
-    k = most if k is None else k
+    k = batch.k
     columns = dict(batch.columns)
     cut = "target_tail" in columns and k < most
     ids, logprobs = (each.view(rows, length, -1) for each in _rectangles(batch, rows * length, most if cut else k))

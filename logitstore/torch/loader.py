@@ -19,9 +19,11 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data import Dataset as MapDataset
 
+from logitstore.dataset.reader import Decoding
 from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWarning
 from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
+from logitstore.torch.device import EncodedBatch, decode_batch, to_device
 from logitstore.torch.order import Shuffle
 from logitstore.torch.source import Source, as_samples, as_source, check_student
 from logitstore.torch.state import Plan, State, StreamState
@@ -35,6 +37,8 @@ class LogitDataset(MapDataset[Sequence]):
     Args:
         dataset: path, `logitstore.Dataset` (or a view of one), or `Samples`.
         columns: columns to decode; None for those of the view.
+        decode: `cpu`, or `device`: workers hand over codes and gaps, half the bytes, and the device decodes them; None
+            for that of the view.
         tokenizer: the student's, or its digest: refused when it is not the dataset's.
         vocabulary_size: rows of the student's output: refused when there are candidates above it.
 
@@ -49,10 +53,11 @@ class LogitDataset(MapDataset[Sequence]):
         dataset: Any,
         *,
         columns: Iterable[str] | None = None,
+        decode: Decoding | None = None,
         tokenizer: Tokenizer | str | None = None,
         vocabulary_size: int | None = None,
     ) -> None:
-        self.samples = as_samples(dataset, columns)
+        self.samples = as_samples(dataset, columns, decode)
         check_student(self.samples, tokenizer, vocabulary_size)
 
     def __len__(self) -> int:
@@ -97,6 +102,8 @@ class StreamingLogits(IterableDataset[Sequence]):
         tokenizer: the student's, or its digest: refused when it is not the dataset's.
         vocabulary_size: rows of the student's output: refused when there are candidates above it.
         columns: columns to decode; None for those of the view.
+        decode: `cpu`, or `device`: workers hand over codes and gaps, half the bytes, and the device decodes them; None
+            for that of the view.
 
     Raises:
         InvalidInputError: the student does not fit, or a number or column cannot be used.
@@ -118,8 +125,9 @@ class StreamingLogits(IterableDataset[Sequence]):
         tokenizer: Tokenizer | str | None = None,
         vocabulary_size: int | None = None,
         columns: Iterable[str] | None = None,
+        decode: Decoding | None = None,
     ) -> None:
-        self.source: Source = as_source(source, shuffle, columns)
+        self.source: Source = as_source(source, shuffle, columns, decode)
         check_student(self.source, tokenizer, vocabulary_size)
         self.batch_size = _integer("batch_size", batch_size)
         self.seed = _integer("seed", seed)
@@ -316,6 +324,8 @@ class LogitLoader(DataLoader[Any]):
     Args:
         dataset: the samples and their batch size.
         collate_fn: makes a batch of a list of `Sequence`; None for the list itself.
+        device: where the batches go, through pinned memory and without blocking; None for where the collator made them.
+            A batch that is still encoded is decoded there.
         **options: those of `DataLoader`, without what `dataset` decides: batch size, order, dropping.
 
     Raises:
@@ -330,6 +340,7 @@ class LogitLoader(DataLoader[Any]):
         dataset: StreamingLogits,
         *,
         collate_fn: Callable[[list[Sequence]], Any] | None = None,
+        device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(dataset, StreamingLogits):
@@ -344,6 +355,7 @@ class LogitLoader(DataLoader[Any]):
         if not options.get("in_order", True):
             raise InvalidInputError("in_order=False would lose the order of the batches; leave it out")
         super().__init__(dataset, collate_fn=list if collate_fn is None else collate_fn, **options)
+        self.device = device
 
     def __iter__(self) -> Any:
         """The batches from where the loader is to the end of the iteration."""
@@ -358,9 +370,13 @@ class LogitLoader(DataLoader[Any]):
                     "iteration; leave this one, and begin another"
                 )
             self.dataset.advance(plan.after(number))
-            yield batch
+            yield self._placed(batch)
         if moves == self.dataset.moves and plan.end is not None:
             self.dataset.advance(plan.end)
+
+    def _placed(self, batch: Any) -> Any:
+        batch = batch if self.device is None else to_device(batch, self.device)
+        return decode_batch(batch) if isinstance(batch, EncodedBatch) else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, after the batches that it has handed out; see `StreamingLogits.state_dict`."""

@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 import logitstore
-from logitstore.dataset.reader import Dataset, Shards
+from logitstore.dataset.reader import Dataset, Decoding, Shards
 from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWarning
 from logitstore.shard.chunk import Chunk
 from logitstore.shard.sequence import Sequence
@@ -152,26 +152,31 @@ def of_dataset(dataset: Dataset) -> DatasetSamples:
     return DatasetSamples(dataset)
 
 
-def as_samples(given: Any, columns: Iterable[str] | None = None) -> Samples:
+def as_samples(given: Any, columns: Iterable[str] | None = None, decode: Decoding | None = None) -> Samples:
     """What was given as `Samples`: a path is opened, a `Dataset` wrapped.
 
     Args:
         given: path, `Dataset` or `Samples`.
         columns: columns to decode, None for those of the view; only for a path or a `Dataset`.
+        decode: who decodes the candidates, see `Dataset.with_decoding`; likewise.
 
     Raises:
         InvalidTypeError: it is none of these.
-        InvalidInputError: there is no such column, or columns were given for samples.
+        InvalidInputError: there is no such column or decoding, or an option is for a dataset and samples were given.
         DatasetNotFoundError: there is no dataset at the path.
     """
     if isinstance(given, (str, os.PathLike)):
         given = logitstore.open(Path(given))
     if isinstance(given, Dataset):
-        return of_dataset(given if columns is None else given.select(columns))
+        given = given if columns is None else given.select(columns)
+        return of_dataset(given if decode is None else given.with_decoding(decode))
     if not isinstance(given, Samples):
         raise InvalidTypeError(f"{type(given).__name__} is neither a path nor a Dataset, Samples or a Source")
-    if columns is not None:
-        raise InvalidInputError(f"columns= is for a dataset; select the columns before making {type(given).__name__}")
+    if columns is not None or decode is not None:
+        raise InvalidInputError(
+            f"columns= and decode= are for a dataset; use its select and with_decoding before making "
+            f"{type(given).__name__}"
+        )
     return given
 
 
@@ -324,23 +329,28 @@ def highest_id(of: Samples | Source) -> int | None:
     return width - 1 if occurs is None and width is not None else occurs
 
 
-def as_source(given: Any, shuffle: Shuffle = "blocks", columns: Iterable[str] | None = None) -> Source:
+def as_source(
+    given: Any, shuffle: Shuffle = "blocks", columns: Iterable[str] | None = None, decode: Decoding | None = None
+) -> Source:
     """What was given as a `Source`: paths, datasets and samples are shuffled.
 
     Args:
         given: path, `Dataset`, `Samples` or `Source`.
         shuffle: the order of what is no source.
         columns: columns to decode; only for a path or a `Dataset`.
+        decode: who decodes the candidates; likewise.
 
     Raises:
         InvalidTypeError: it is none of these.
         InvalidInputError: an option is for a dataset, and a source was given.
     """
     if isinstance(given, Source):
-        if columns is not None or shuffle != "blocks":
-            raise InvalidInputError("columns= and shuffle= are for a dataset; a source has its own: give them to it")
+        if columns is not None or decode is not None or shuffle != "blocks":
+            raise InvalidInputError(
+                "columns=, decode= and shuffle= are for a dataset; a source has its own: give them to it"
+            )
         return given
-    return Shuffled(as_samples(given, columns), shuffle)
+    return Shuffled(as_samples(given, columns, decode), shuffle)
 
 
 def check_student(of: Samples | Source, tokenizer: Tokenizer | str | None, vocabulary_size: int | None) -> None:

@@ -103,6 +103,7 @@ class DistillationMixin:
         return _Loader(
             self.train_dataset,
             collate_fn=self.data_collator,
+            device=self.args.device,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
