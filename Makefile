@@ -5,7 +5,7 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-convert bench-losses distil build clean
+.PHONY: demo test test-slow lint format bench bench-convert bench-loader bench-losses distil build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -44,6 +44,18 @@ bench: .venv/installed  ## figures of the README, on real rows; one core
 bench-convert: .venv/tested  ## speed and memory of importers
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/convert.py
 
+# The peers need different releases of huggingface_hub: an environment each, of some 2 GB, that nothing else uses.
+.venv-%/installed:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 numpy '$(PEER_$*)'
+	touch $@
+
+PEER_datasets := datasets==5.2.0
+PEER_streaming := mosaicml-streaming==0.13.0
+
+bench-loader: .venv/tested .venv-datasets/installed .venv-streaming/installed  ## batches a second, beside datasets and MDS
+	$(BIN)/python benchmarks/loader.py --datasets .venv-datasets/bin/python --streaming .venv-streaming/bin/python
+
 bench-losses: .venv/tested  ## time and memory of the losses beside plain cross-entropy
 	$(BIN)/python benchmarks/losses.py
 
@@ -56,4 +68,4 @@ build: .venv/installed  ## wheel and sdist into dist/
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

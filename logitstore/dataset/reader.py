@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -84,15 +85,16 @@ def read_manifest(root: Path) -> Manifest:
 class Shards:
     """The shards of a dataset, each opened when it is first touched and checked against the manifest."""
 
-    def __init__(self, root: Path, infos: tuple[ShardInfo, ...], manifest: Manifest) -> None:
+    def __init__(self, root: Path, infos: tuple[ShardInfo, ...], manifest: Manifest, *, remembered: int = 1) -> None:
         self.root = root
         self.infos = infos
         self.manifest = manifest
+        self.remembered = remembered
         self._open: dict[int, Shard] = {}
-        self._last: tuple[int, int, Chunk] | None = None
+        self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_last": None}  # a mapping belongs to its process
+        return {**self.__dict__, "_open": {}, "_chunks": OrderedDict()}  # a mapping belongs to its process
 
     def __getitem__(self, number: int) -> Shard:
         """One shard.
@@ -112,12 +114,15 @@ class Shards:
         return shard
 
     def chunk(self, number: int, chunk: int) -> Chunk:
-        """One chunk of a shard; the last one is remembered, for rows that are read one after another."""
-        last = self._last
-        if last is not None and last[:2] == (number, chunk):
-            return last[2]
-        read = self[number].chunk(chunk)
-        self._last = (number, chunk, read)
+        """One chunk of a shard; the last ones are remembered, for rows that are read one after another."""
+        # Single dictionary operations, for threads: two of them may read a chunk twice, which harms nothing.
+        read = self._chunks.pop((number, chunk), None)
+        if read is None:
+            read = self[number].chunk(chunk)
+        self._chunks[number, chunk] = read
+        while len(self._chunks) > self.remembered:
+            with contextlib.suppress(KeyError):
+                self._chunks.popitem(last=False)
         return read
 
 
@@ -316,6 +321,21 @@ class Dataset:
             raise InvalidInputError(f"decode is {decode!r}; it can be 'cpu' or 'device'")
         return self._view(decoding=decode)
 
+    def with_remembered(self, chunks: int) -> Dataset:
+        """A view, with shards of its own, that remembers the chunks it read last: for rows in shuffled order.
+
+        Args:
+            chunks: how many; a chunk is a few KB, beside the mapped bytes of its file.
+
+        Raises:
+            InvalidInputError: the number is below 1.
+        """
+        if chunks < 1:
+            raise InvalidInputError(f"{chunks} chunks to be remembered; give a number from 1")
+        view = self._view()
+        view._shards = Shards(self._root, self._manifest.shards, self._manifest, remembered=chunks)
+        return view
+
     def lengths(self) -> NDArray[np.uint32]:
         """Positions of each sequence of this view, in order: uint32 [len(self)].
 
@@ -327,7 +347,7 @@ class Dataset:
         rows = self._rows if self._rows.step > 0 else self._rows[::-1]
         lengths = np.empty(len(rows), np.uint32)
         for number, chunk, start, places in self._chunks_within(rows):
-            of_chunk = np.array(self._shards[number].chunk(chunk).lengths, np.uint32)
+            of_chunk = self._shards[number].chunk(chunk).lengths
             here = rows[places]
             lengths[places] = of_chunk[np.arange(here.start, here.stop, here.step) - start]
         return lengths if rows is self._rows else lengths[::-1]

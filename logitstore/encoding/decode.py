@@ -6,6 +6,7 @@ of float32 in logprobs.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
 from logitstore.encoding.ordinals import bfloat16_to_float32, ordinals_to_bits
+from logitstore.limits import ORDER_LIMIT
 
 
 def decode_ids(codes: NDArray[np.uint32], order: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -31,17 +33,34 @@ def decode_ids(codes: NDArray[np.uint32], order: NDArray[np.uint32]) -> NDArray[
     return np.where(codes < places, order.take(codes, mode="clip"), codes - places)
 
 
+class _Tables(threading.local):
+    """The table of a thread: only the order in it changes from chunk to chunk."""
+
+    width = -1
+    table: NDArray[np.int32] = np.empty(0, np.int32)
+
+
+_tables = _Tables()
+
+
 def id_table(order: NDArray[np.uint32], width: int) -> NDArray[np.int32]:
-    """That table itself, for ids below the logit width: one gather a sequence, where a chunk has many sequences.
+    """That table itself, for ids below the logit width: one gather a sequence.
+
+    It is the thread's own, and holds until the thread's next call: the ids behind the order are written once.
 
     Args:
-        order: uint32 [M'].
+        order: uint32 [M'], M' at most `ORDER_LIMIT`.
         width: the logit width.
 
     Returns:
         int32 [M' + width], the id of each code.
     """
-    return np.concatenate([order.view(np.int32), np.arange(width, dtype=np.int32)])
+    if _tables.width != width:
+        _tables.table = np.concatenate([np.zeros(ORDER_LIMIT, np.int32), np.arange(width, dtype=np.int32)])
+        _tables.width = width
+    table = _tables.table[ORDER_LIMIT - len(order) :]
+    table[: len(order)] = order.view(np.int32)
+    return table
 
 
 def decode_grid(

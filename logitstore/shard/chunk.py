@@ -36,7 +36,7 @@ from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_c
 from logitstore.shard.encoded import EncodedSequence, relative_codes, shifts, signed
 from logitstore.shard.sequence import Sequence
 
-_TABLE_LIMIT: Final = 2**20  # above this width, tables of ids take more memory than a chunk
+_TABLE_LIMIT: Final = 2**20  # above this width, a table of ids takes more memory than a chunk
 
 _U16: Final = np.dtype(np.uint16)
 _U32: Final = np.dtype(np.uint32)
@@ -198,15 +198,10 @@ class Chunk:
         self.batch = batch
         self.header = header
         self.order = _decode_order(info, header)
-        self.lengths: list[int] = batch.column(1).to_pylist()
-        self.encodings: list[int] = batch.column(2).to_pylist()
+        self.lengths: NDArray[np.uint32] = batch.column(1).to_numpy()
+        self.encodings: NDArray[np.uint8] = batch.column(2).to_numpy()
         self.cells = {name: batch.column(FORMAT_NAMES.index(name)) for name in _CELLS}
         self.user_names: list[str] = batch.schema.names[len(FORMAT_FIELDS) :]
-        self._decoded_before = False
-
-    @functools.cached_property
-    def _table(self) -> NDArray[np.int32]:
-        return id_table(self.order, self.header.logit_width or 0)
 
     @functools.cached_property
     def order_is_below_the_width(self) -> bool:
@@ -217,12 +212,6 @@ class Chunk:
     def id_limit(self) -> int:
         """Ids of candidates are below this."""
         return self.header.logit_width or ID_LIMIT
-
-    def table(self) -> NDArray[np.int32] | None:
-        """The id of every code, from the second sequence on: for a single one it costs more than it saves."""
-        width = self.header.logit_width
-        first, self._decoded_before = not self._decoded_before, True
-        return None if first or width is None or width > _TABLE_LIMIT else self._table
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -244,7 +233,7 @@ class Chunk:
             CorruptDataError: an unknown one.
         """
         try:
-            return Encoding(self.encodings[row])
+            return Encoding(int(self.encodings[row]))
         except ValueError:
             raise CorruptDataError(f"the encoding {self.encodings[row]} does not exist", code="cell", row=row) from None
 
@@ -276,7 +265,7 @@ class _Row:
         self.row = row
         self.decoder = CellDecoder(chunk.header.pco)
         self.encoding = chunk.encoding(row)
-        self.length = chunk.lengths[row]
+        self.length = int(chunk.lengths[row])
         if self.length > SEQUENCE_POSITIONS:
             raise CorruptDataError(f"a sequence of {self.length} positions, over the limit", code="cell")
 
@@ -347,15 +336,14 @@ class _Row:
 
     def candidate_ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int32]:
         limit = self.chunk.id_limit
-        table = self.chunk.table()
-        if table is None:
+        if limit > _TABLE_LIMIT:
             return self.checked("ids", decode_ids(codes, self.chunk.order), limit).view(np.int32)
         try:
-            ids = table.take(codes)
+            ids = id_table(self.chunk.order, limit).take(codes)
         except IndexError:
             raise CorruptDataError(f"a candidate's id is not below the logit width {limit}", code="id-range") from None
-        # The order holds tokens too, which may be above the logit width.
-        self.checked("ids", ids.view(np.uint32), limit)
+        if not self.chunk.order_is_below_the_width:
+            self.checked("ids", ids.view(np.uint32), limit)
         return ids
 
     @staticmethod

@@ -25,6 +25,7 @@ from logitstore.encoding.values import Encoding
 from logitstore.errors import InvalidInputError, InvalidTypeError
 from logitstore.shard.encoded import EncodedSequence
 from logitstore.shard.sequence import Sequence
+from logitstore.torch.parcel import Parcel, replaced
 
 _ALIGNMENT: Final = 16  # bytes; a view of a buffer needs its own type's alignment, and copies are faster with more
 
@@ -95,15 +96,16 @@ class EncodedBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> EncodedBatch:
         """The batch on a device: one copy, and one for each other column."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.replaced(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EncodedBatch:
         """The batch in pinned memory; a DataLoader with `pin_memory=True` calls this."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self.replaced(torch.Tensor, lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> EncodedBatch:
-        columns = {name: change(tensor) for name, tensor in self.columns.items()}
-        return dataclasses.replace(self, buffer=change(self.buffer), columns=columns)
+    def replaced(self, kind: Any, change: Callable[[Any], Any]) -> EncodedBatch:
+        """The batch with every tensor changed, or what stands in its place; see `parcel.replaced`."""
+        buffer, columns = replaced((self.buffer, self.columns), kind, change)
+        return dataclasses.replace(self, buffer=buffer, columns=columns)
 
 
 class _Buffer:
@@ -225,13 +227,11 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
         device: where to.
     """
     device = torch.device(device)
-    if isinstance(batch, (torch.Tensor, EncodedBatch)):
-        return batch.to(device) if device.type != "cuda" else batch.pin_memory().to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+
+    def move(value: Any) -> Any:
+        return value.to(device) if device.type != "cuda" else value.pin_memory().to(device, non_blocking=True)
+
+    return replaced(batch, (torch.Tensor, EncodedBatch, Parcel), move)
 
 
 def decode_batch(batch: EncodedBatch, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
 from logitstore.torch.device import EncodedBatch, decode_batch, to_device
 from logitstore.torch.order import Shuffle
+from logitstore.torch.parcel import Packer, Parcel, unpack
 from logitstore.torch.source import Source, as_samples, as_source, check_student
 from logitstore.torch.state import Plan, State, StreamState
 
@@ -314,6 +315,18 @@ class Stream(Iterator[Sequence]):
         return StreamState(state=state, plan=self.plan, workers=self.workers, batches=self._batches)
 
 
+class _Packs:
+    """A collate function whose batches leave a worker in one piece."""
+
+    def __init__(self, collate: Callable[[list[Sequence]], Any]) -> None:
+        self.collate = collate
+        self.packer = Packer()
+
+    def __call__(self, sequences: list[Sequence]) -> Any:
+        batch = self.collate(sequences)
+        return batch if get_worker_info() is None else self.packer.pack(batch)
+
+
 class LogitLoader(DataLoader[Any]):
     """A `DataLoader` over `StreamingLogits` that knows exactly how far it is: it counts the batches it hands out.
 
@@ -354,7 +367,7 @@ class LogitLoader(DataLoader[Any]):
                 raise InvalidInputError(f"{name}= is not for LogitLoader; StreamingLogits decides order and dropping")
         if not options.get("in_order", True):
             raise InvalidInputError("in_order=False would lose the order of the batches; leave it out")
-        super().__init__(dataset, collate_fn=list if collate_fn is None else collate_fn, **options)
+        super().__init__(dataset, collate_fn=_Packs(list if collate_fn is None else collate_fn), **options)
         self.device = device
 
     def __iter__(self) -> Any:
@@ -363,7 +376,10 @@ class LogitLoader(DataLoader[Any]):
         return self._count(super().__iter__(), plan, self.dataset.moves)
 
     def _count(self, batches: Iterator[Any], plan: Plan, moves: int) -> Iterator[Any]:
+        mapped: dict[int, torch.Tensor] = {}  # blocks come again, and are mapped once while they are held
         for number, batch in enumerate(batches, 1):
+            if isinstance(batch, Parcel) and batch.shared:
+                mapped[batch.block.data_ptr()] = batch.block
             if moves != self.dataset.moves:
                 raise InvalidInputError(
                     "the loader was moved since this iteration began, by load_state_dict, skip, set_epoch or another "
@@ -375,7 +391,10 @@ class LogitLoader(DataLoader[Any]):
             self.dataset.advance(plan.end)
 
     def _placed(self, batch: Any) -> Any:
-        batch = batch if self.device is None else to_device(batch, self.device)
+        if self.device is not None:
+            batch = to_device(batch, self.device)
+        if isinstance(batch, Parcel):
+            batch = unpack(batch.own())
         return decode_batch(batch) if isinstance(batch, EncodedBatch) else batch
 
     def state_dict(self) -> dict[str, Any]:

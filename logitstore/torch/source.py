@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import accumulate
@@ -22,15 +21,13 @@ import xxhash
 from numpy.typing import NDArray
 
 import logitstore
-from logitstore.dataset.reader import Dataset, Decoding, Shards
+from logitstore.dataset.reader import Dataset, Decoding
 from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWarning
-from logitstore.shard.chunk import Chunk
 from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
 from logitstore.torch.order import Order, Shuffle, permutation
 
 _CHUNKS: Final = 512
-_CHUNK_SEQUENCES: Final = 2**21
 
 MIXTURE_BLOCK: Final = 1024
 """Samples of a mixture among which every source has its share; more where a weight would get none."""
@@ -78,36 +75,6 @@ class Source(Protocol):
         """The sample at a place, from 0 to len - 1, of an epoch: a pure function."""
 
 
-class _RememberedShards(Shards):
-    """Shards that remember the chunks of a window of blocks: shuffled rows come back to the same chunks."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        super().__init__(dataset.path, dataset.info.shards, dataset.info)
-        self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
-        self._sequences = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_chunks": OrderedDict(), "_sequences": 0}
-
-    def chunk(self, number: int, chunk: int) -> Chunk:
-        """One chunk of a shard."""
-        place = (number, chunk)
-        read = self._chunks.pop(place, None)
-        if read is None:
-            read = self[number].chunk(chunk)
-            # A table of all ids for each of hundreds of chunks would cost more than it saves.
-            read.table = _no_table  # type: ignore[method-assign]
-            self._sequences += len(read)
-        self._chunks[place] = read
-        while len(self._chunks) > 1 and (len(self._chunks) > _CHUNKS or self._sequences > _CHUNK_SEQUENCES):
-            self._sequences -= len(self._chunks.popitem(last=False)[1])
-        return read
-
-
-def _no_table() -> None:
-    return None
-
-
 class DatasetSamples:
     """The rows of a dataset, or of a view of one, as `Samples`; made by `of_dataset`. Pickles."""
 
@@ -120,8 +87,8 @@ class DatasetSamples:
         self.logit_width: int | None = info.logit_width
         self.highest_id = info.totals.highest_id
         self.normalised: str = info.normalised
-        self.dataset = dataset[:]  # a view of its own, which keeps columns and decoding
-        self.dataset._shards = _RememberedShards(dataset)
+        # Shuffled rows come back to the chunks of a window of blocks.
+        self.dataset = dataset.with_remembered(_CHUNKS)
 
     def __len__(self) -> int:
         """Number of sequences."""
