@@ -5,7 +5,7 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-convert bench-loader bench-losses distil build clean
+.PHONY: demo test test-slow lint format bench bench-convert bench-loader bench-memory bench-losses distil build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,9 @@ PEER_streaming := mosaicml-streaming==0.13.0
 
 bench-loader: .venv/tested .venv-datasets/installed .venv-streaming/installed  ## batches a second, beside datasets and MDS
 	$(BIN)/python benchmarks/loader.py --datasets .venv-datasets/bin/python --streaming .venv-streaming/bin/python
+
+bench-memory: .venv/tested  ## memory of iterating over a million sequences
+	$(BIN)/python benchmarks/memory.py
 
 bench-losses: .venv/tested  ## time and memory of the losses beside plain cross-entropy
 	$(BIN)/python benchmarks/losses.py
