@@ -83,10 +83,12 @@ def main(sequences: int) -> None:
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
             if found["sequences"] != sequences:
                 raise SystemExit(f"{found['sequences']} sequences came out")
+            rate, microseconds = sequences / found["seconds"], 1e6 * found["state_seconds"]
+            imported, added, mapped = (found[name] / 1e6 for name in ("imported", "added", "mapped"))
             print(
-                f"shuffle={shuffle}: imports {found['imported'] / 1e6:.0f} MB; iterating adds"
-                f" {found['added'] / 1e6:.0f} MB of its own and {found['mapped'] / 1e6:.0f} MB of mapped file; {sequences / found['seconds']:,.0f}"
-                f" sequences/s; state {found['state_bytes']} bytes, {1e6 * found['state_seconds']:.0f} µs",
+                f"shuffle={shuffle}: imports {imported:.0f} MB; iterating adds {added:.0f} MB of its own and "
+                f"{mapped:.0f} MB of mapped file; {rate:,.0f} sequences/s; "
+                f"state {found['state_bytes']} bytes, {microseconds:.0f} µs",
                 flush=True,
             )
 

@@ -240,7 +240,7 @@ def test_everything_but_the_candidates_is_as_it_is_in_a_sequence(write):
         assert len(one) == len(sequence)
     tokens = dataset.select(["tokens"]).with_decoding("device")[0]
     assert set(vars(tokens)) == {
-        "id", "tokens", "count", "offsets", "draws",
+        "id", "normalised", "tokens", "count", "offsets", "draws",
         "encoding", "resolution", "order", "codes", "top", "gaps", "shift",
     }  # fmt: skip
     with pytest.raises(logitstore.NotSelectedError, match="'tail' was not selected"):

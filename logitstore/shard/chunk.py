@@ -314,7 +314,10 @@ class _Row:
 
     def plain(self, columns: frozenset[str]) -> dict[str, Any]:
         """Everything but the candidates."""
-        fields: dict[str, Any] = {"id": self.chunk.batch.column(0)[self.row].as_py()}
+        fields: dict[str, Any] = {
+            "id": self.chunk.batch.column(0)[self.row].as_py(),
+            "normalised": self.chunk.header.normalised,
+        }
         if "tokens" in columns:
             tokens = decode_ids(self.cell("tokens", self.length, _U32), self.chunk.order)
             fields["tokens"] = self.checked("tokens", tokens, ID_LIMIT)

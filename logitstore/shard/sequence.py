@@ -55,6 +55,8 @@ class Sequence:
         entropy: float32 [T], nats over the whole vocabulary; NaN where unknown; None when not stored.
         loss_mask: int8 [T], 1 where row t is trained on, 0 where not, -1 where unknown; None when not stored.
         columns: the user's columns.
+        normalised: over what the probabilities sum to one, `vocabulary` or `candidates`; with the latter only their
+            ratios are known.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Sequence:
     entropy: NDArray[np.float32] | None
     loss_mask: NDArray[np.int8] | None
     columns: dict[str, Any]
+    normalised: str
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:

@@ -103,9 +103,10 @@ class HFCollator(_Collator):
     tokens[t], which the model shifts itself; `ignore_index` on padding, where row t - 1 is not trained on, and at the
     first token of each document, which no row predicts); `target_ids` int64 [B, T, K], 0 where there is no candidate;
     `target_logprobs` float32 [B, T, K], nats, -inf there; `target_tail` float32 [B, T], log of the mass outside these,
-    NaN where it is not known; `target_mask` bool [B, T], row t has a distribution and is trained on; `target_next`
-    int64 [B, T], tokens[t + 1], -100 where that is not known; and, for packed samples, `position_ids` and
-    `document_ids` int64 [B, T], 0 and -1 on padding.
+    NaN where it is not known, and inf where there is no such: where they are normalised over the candidates;
+    `target_mask` bool [B, T], row t has a distribution and is trained on; `target_next` int64 [B, T], tokens[t + 1],
+    -100 where that is not known; and, for packed samples, `position_ids` and `document_ids` int64 [B, T], 0 and -1 on
+    padding.
 
     Of encoded sequences (`decode="device"`) it makes an `EncodedBatch`, which `decode_batch` turns into the same dict.
     """
@@ -449,10 +450,12 @@ def _tails(sequences: Sequence[Stored], text: _Text, k: int | None) -> NDArray[n
     tails = np.full(text.tokens.shape, np.nan, np.float32)
     for row, sequence, length in zip(tails, sequences, text.lengths, strict=True):
         row[:length] = sequence.tail[:length]
+        if vars(sequence).get("normalised") == "candidates":
+            row[:length] = np.inf
         if k is None:
             continue
         count = sequence.count[:length]
-        wide = (count > k) & ~np.isnan(row[:length])
+        wide = (count > k) & (row[:length] < np.inf)
         if wide.any():
             mass = ragged.row_sums(np.exp(_beyond(sequence, count, k)), np.maximum(count.astype(np.int64) - k, 0))
             with np.errstate(divide="ignore"):  # fainter than float32 is no mass

@@ -85,7 +85,8 @@ class LossOptions(TypedDict, total=False):
     """What every loss takes by keyword.
 
     Attributes:
-        target_tail: floating point [...], log of the mass outside the candidates, nats; NaN where there is none.
+        target_tail: floating point [...], log of the mass outside the candidates, nats; NaN where it is not known; inf
+            where the logprobs are normalised over the candidates: then `tail` must be "renormalise".
         target_next: int64 [...], the token that follows, -100 where unknown; needed by `tail="target"`.
         mask: bool [...], the positions that count; all when not given.
         tail: "ghost" (the default), "renormalise", "uniform" or "target".
@@ -242,7 +243,7 @@ def distillation_loss(
         temperature: T of the divergence.
         alpha: weight of the divergence, 0 to 1.
         beta: of the Jensen-Shannon divergence.
-        normalised: what the logprobs are normalised over, as `Dataset.normalised` says.
+        normalised: what the logprobs are normalised over; "candidates" is known from `target_tail`, where it is inf.
         reduction: "mean" or "sum" of each of the two parts.
         chunk: positions at a time.
 

@@ -35,6 +35,12 @@ class Given:
     mask: Tensor | None
 
 
+_NO_TAIL: Final = (
+    "tail={tail!r} needs the mass outside the candidates, but these logprobs are normalised over their candidates, so "
+    "that it is unknown: use tail='renormalise', or a dataset normalised over the vocabulary"
+)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """What the student is compared with at M rows of the flat logits.
@@ -77,7 +83,10 @@ def read_teacher(logits: Tensor, given: Given, tail: Tail) -> Teacher:
     width = logits.shape[-1]
     _check_candidates(ids, logprobs, width, normalised=tail != "renormalise")
     others = width - (logprobs != -torch.inf).sum(1)
-    mass = _tail(logprobs, None if given.tail is None else given.tail.reshape(-1)[rows])
+    stored = None if given.tail is None else given.tail.reshape(-1)[rows]
+    if stored is not None and tail != "renormalise" and bool((stored == torch.inf).any()):
+        raise InvalidInputError(_NO_TAIL.format(tail=tail))
+    mass = _tail(logprobs, stored)
     mass = mass.masked_fill(others == 0, -torch.inf)
     if following is not None:
         check_ids("target_next", following[rows], width)
@@ -123,10 +132,7 @@ def check_options(kind: Kind, tail: str, temperature: float, normalised: str) ->
     if not 0 < temperature < math.inf:
         raise InvalidInputError(f"temperature={temperature} must be positive and finite")
     if normalised == "candidates" and tail != "renormalise":
-        raise InvalidInputError(
-            f"tail={tail!r} needs the mass outside the candidates, but these logprobs are normalised over their "
-            f"candidates, so that it is unknown: use tail='renormalise', or a dataset normalised over the vocabulary"
-        )
+        raise InvalidInputError(_NO_TAIL.format(tail=tail))
     if kind == "reverse_kl" and tail == "target":
         raise InvalidInputError(
             "reverse_kl with tail='target' is infinite: the teacher would be zero where the student never is. "

@@ -344,7 +344,7 @@ def joined(name: str, parts: list[Sequence]) -> Sequence:
         parts: the documents, at least one.
     """
     shared = set.intersection(*(set(vars(part)) for part in parts))
-    fields: dict[str, Any] = {"id": name}
+    fields: dict[str, Any] = {"id": name, "normalised": vars(parts[0]).get("normalised", "vocabulary")}
     for column in (*_POSITIONAL, *_FLAT):
         if column in shared:
             fields[column] = _joined_column(column, parts)

@@ -140,6 +140,7 @@ def mixture(
         entropy=None,
         loss_mask=_loss_mask(sequences),
         columns={**vars(first).get("columns", {}), SLACK: np.where(some, slack, np.nan).astype(np.float32)},
+        normalised="vocabulary",
     )
 
 

@@ -26,6 +26,7 @@ from logitstore.io import write_atomic
 from logitstore.torch.collate import HFCollator
 from logitstore.torch.loader import LogitLoader, StreamingLogits
 from logitstore.torch.losses import distillation_loss
+from logitstore.torch.source import check_student
 
 try:
     import transformers
@@ -75,6 +76,7 @@ class DistillationMixin:
     args: Any
     train_dataset: Any
     data_collator: Any
+    model: Any
 
     def __init__(self, *args: Any, loss_options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self.loss_options = dict(loss_options or {})
@@ -84,9 +86,17 @@ class DistillationMixin:
         # The trainer would drop what the model does not know: the targets.
         self.args.remove_unused_columns = False
         self.model_accepts_loss_kwargs = False  # so that it divides by the number of accumulated micro-batches
+        self._check_width()
         if isinstance(self.train_dataset, StreamingLogits):
             self._check_batch(self.train_dataset)
             self.add_callback(_SavesLoader(self.train_dataset))  # type: ignore[attr-defined]
+
+    def _check_width(self) -> None:
+        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        data = self.train_dataset
+        read = data.source if isinstance(data, StreamingLogits) else getattr(data, "samples", None)
+        if head is not None and read is not None:
+            check_student(read, None, int(head.weight.shape[0]))
 
     def _check_batch(self, stream: StreamingLogits) -> None:
         wanted = self.args.per_device_train_batch_size * max(1, self.args.n_gpu)
