@@ -10,7 +10,7 @@ trainer.train()
 ```
 
 With TRL, put the mixin before its trainer: `class Distil(DistillationMixin, trl.SFTTrainer): ...`, with
-`SFTConfig(dataset_kwargs={"skip_prepare_dataset": True})`.
+`SFTConfig(dataset_kwargs={"skip_prepare_dataset": True})`; see examples/trl_sft.py.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ class DistillationMixin:
         self.loss_options = dict(loss_options or {})
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = HFCollator()
-        super().__init__(*args, **kwargs)
+        data = kwargs.get("train_dataset")
+        if data is not None and super().__init__.__func__ is not transformers.Trainer.__init__:  # type: ignore[attr-defined]
+            super().__init__(*args, **{**kwargs, "train_dataset": _stand_in()})
+            self.train_dataset = data
+        else:
+            super().__init__(*args, **kwargs)
         # The trainer would drop what the model does not know: the targets.
         self.args.remove_unused_columns = False
         self.model_accepts_loss_kwargs = False  # so that it divides by the number of accumulated micro-batches
@@ -142,6 +147,13 @@ class DistillationMixin:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         loss = distillation_loss(logits, inputs, **self.loss_options)
         return (loss, outputs) if return_outputs else loss
+
+
+def _stand_in() -> Any:
+    """What TRL's trainers look at when they are made: they refuse all data but those of `datasets`."""
+    import datasets  # noqa: PLC0415 - comes with TRL
+
+    return datasets.Dataset.from_list([{"input_ids": [0], "labels": [0]}])
 
 
 class DistillationTrainer(DistillationMixin, transformers.Trainer):  # type: ignore[misc]
