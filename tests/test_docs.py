@@ -33,8 +33,8 @@ def test_the_longest_example_distils(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     losses = []
     texts = [torch.randint(0, 50, (30,)).tolist() for _ in range(300)]
-    names = {"teacher": Model(), "student": Model(), "texts": texts, "losses": losses}
-    exec(code.replace("    loss.backward()", "    losses.append(loss.item())\n    loss.backward()"), names)
+    names = {"teacher": Model(), "student": Model(), "texts": texts, "seen": losses}
+    exec(code.replace("    loss.backward()", "    seen.append(loss.item())\n    loss.backward()"), names)
     assert len(losses) == 300
     assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
 

@@ -40,11 +40,13 @@ def test_the_recipe_for_trl(tmp_path, write):
         pad_token="<pad>",
     )
 
+    path = write(sequences=12, positions=20)
+
     def trainer(folder, **settings):
         config = transformers.GPT2Config(vocab_size=1000, n_positions=64, n_embd=32, n_layer=1, n_head=2)
         transformers.set_seed(0)
         return make(
-            write(sequences=12, positions=20), transformers.GPT2LMHeadModel(config), tokenizer, folder,
+            path, transformers.GPT2LMHeadModel(config), tokenizer, folder,
             per_device_train_batch_size=4, report_to=[], use_cpu=True, bf16=False, logging_steps=1, learning_rate=1e-2,
             disable_tqdm=True, **settings,
         )  # fmt: skip

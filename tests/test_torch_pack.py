@@ -260,3 +260,8 @@ def test_wrong_arguments_say_what_to_do():
 def test_sequences_that_are_still_encoded_are_refused():
     with pytest.raises(InvalidTypeError, match="decode='cpu'"):
         cut(EncodedSequence.of({"tokens": np.arange(3)}), 0, 2)
+
+
+def test_what_is_packed_may_be_a_path_or_a_dataset(write):
+    path = write(sequences=9)
+    assert Packed(path, 32).digest == Packed(logitstore.open(path), 32).digest

@@ -256,3 +256,11 @@ def test_a_column_that_was_not_selected_is_named(write):
     samples = of_dataset(logitstore.open(write()).select(["tokens", "ids"]))
     with pytest.raises(NotSelectedError):
         Teachers([samples])[0]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_teachers_are_given_as_paths_and_their_temperatures_compared(write):
+    one, other = write("one", values="float32"), write("other", values="float32", temperature=2.0)
+    assert len(Teachers([one, logitstore.open(one)])) == 6
+    with pytest.warns(logitstore.LogitStoreWarning, match=r"temperatures 1\.0, 2\.0"):
+        Teachers([one, other])

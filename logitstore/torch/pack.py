@@ -17,7 +17,7 @@ from logitstore.errors import InvalidInputError, InvalidTypeError, RowIndexError
 from logitstore.limits import SEQUENCE_POSITIONS
 from logitstore.shard.sequence import Sequence
 from logitstore.torch.order import mix, order_key
-from logitstore.torch.source import Samples
+from logitstore.torch.source import Samples, as_samples
 
 Method = Literal["best-fit", "split"]
 
@@ -84,7 +84,7 @@ class Packed:
     Empty sequences are left out. The plan is a pure function of the lengths and these arguments.
 
     Args:
-        samples: what is packed.
+        samples: what is packed: path, `Dataset` or `Samples`.
         length: tokens of a pack; packs of `best-fit` and the last one of `split` may be shorter.
         method: `best-fit` keeps sequences whole, `split` leaves no padding.
         seed: of the order.
@@ -99,7 +99,7 @@ class Packed:
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Any,
         length: int,
         method: Method = "best-fit",
         seed: int = 0,
@@ -115,6 +115,7 @@ class Packed:
             raise InvalidInputError(f"a window of {window} samples; give a number from 1")
         if drop_last and method != "split":
             raise InvalidInputError("drop_last is for method='split': with 'best-fit' any pack may be short")
+        samples = as_samples(samples)
         self.samples = samples
         self.length = length
         self.tokenizer_digest = samples.tokenizer_digest

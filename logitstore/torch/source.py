@@ -87,6 +87,7 @@ class DatasetSamples:
         self.logit_width: int | None = info.logit_width
         self.highest_id = info.totals.highest_id
         self.normalised: str = info.normalised
+        self.temperature = info.temperature
         # Shuffled rows come back to the chunks of a window of blocks.
         self.dataset = dataset.with_remembered(_CHUNKS)
 

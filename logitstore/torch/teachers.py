@@ -22,7 +22,7 @@ from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWar
 from logitstore.limits import ID_LIMIT
 from logitstore.shard.sequence import Sequence
 from logitstore.torch.pack import lengths_of
-from logitstore.torch.source import Samples
+from logitstore.torch.source import Samples, as_samples
 
 Missing = Literal["none", "skip"]
 
@@ -45,7 +45,7 @@ class Teachers:
     parts (`draws`, `logits`, `target_rank`, `logsumexp`, `entropy`) is None.
 
     Args:
-        samples: the teachers, at least one.
+        samples: the teachers, at least one: paths, datasets or `Samples`.
         weights: positive, one a teacher; they are divided by their sum. None: all alike.
         k: candidates that are kept of each position; the mass of the others goes to the tail.
         missing: of a position at which some teacher has no distribution: `none` gives none there either; `skip` mixes
@@ -59,7 +59,7 @@ class Teachers:
 
     def __init__(
         self,
-        samples: SequenceOf[Samples],
+        samples: SequenceOf[Any],
         weights: SequenceOf[float] | None = None,
         *,
         k: int | None = None,
@@ -69,8 +69,9 @@ class Teachers:
             raise InvalidTypeError(f"missing={missing!r}; give one of {', '.join(map(repr, get_args(Missing)))}")
         if k is not None and k < 1:
             raise InvalidInputError(f"k is {k}; a number from 1 is needed, or None")
+        samples = tuple(map(as_samples, samples))
         _check_alike(samples)
-        self.samples = tuple(samples)
+        self.samples = samples
         self.weights = _checked_weights(weights, len(samples))
         self.k = k
         self.missing = missing
@@ -282,6 +283,14 @@ def _check_alike(samples: SequenceOf[Samples]) -> None:
                 f"teacher {number} is normalised over its {each.normalised}: only ratios of its probabilities are "
                 f"known, and these cannot be mixed with another teacher's; capture it with logprobs over the vocabulary"
             )
+    temperatures = {getattr(each, "temperature", None) for each in samples} - {None}
+    if len(temperatures) > 1:
+        warnings.warn(
+            f"the teachers' logprobs are at the temperatures {', '.join(map(str, sorted(temperatures)))}: they are mixed "
+            f"as they are stored",
+            LogitStoreWarning,
+            stacklevel=3,
+        )
     digests = {each.tokenizer_digest for each in samples}
     if len(digests - {None}) > 1:
         raise InvalidInputError(
