@@ -283,11 +283,11 @@ def _check_alike(samples: SequenceOf[Samples]) -> None:
                 f"teacher {number} is normalised over its {each.normalised}: only ratios of its probabilities are "
                 f"known, and these cannot be mixed with another teacher's; capture it with logprobs over the vocabulary"
             )
-    temperatures = {getattr(each, "temperature", None) for each in samples} - {None}
+    temperatures = {str(known) for each in samples if (known := getattr(each, "temperature", None)) is not None}
     if len(temperatures) > 1:
         warnings.warn(
-            f"the teachers' logprobs are at the temperatures {', '.join(map(str, sorted(temperatures)))}: they are mixed "
-            f"as they are stored",
+            f"the teachers' logprobs are at the temperatures {', '.join(sorted(temperatures))}: they are mixed as they "
+            f"are stored",
             LogitStoreWarning,
             stacklevel=3,
         )
