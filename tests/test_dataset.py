@@ -60,12 +60,19 @@ def test_splits(write):
 def test_columns(dataset):
     tokens = dataset.select(["tokens"])
     assert tokens.columns == ("tokens",)
-    assert set(vars(tokens[0])) == {"id", "tokens"}
+    assert set(vars(tokens[0])) == {"id", "normalised", "tokens"}
     with pytest.raises(AttributeError, match="'ids' was not selected"):
         _ = tokens[0].ids
     with pytest.raises(AttributeError, match="no attribute 'idz'"):
         _ = tokens[0].idz
-    assert set(vars(dataset.select(["logprobs", "n"])[0])) == {"id", "count", "offsets", "logprobs", "columns"}
+    assert set(vars(dataset.select(["logprobs", "n"])[0])) == {
+        "id",
+        "normalised",
+        "count",
+        "offsets",
+        "logprobs",
+        "columns",
+    }
     assert dataset.select("n")[3].columns == {"n": 3}
     with pytest.raises(ValueError, match="no column is called 'nope'"):
         dataset.select(["nope"])

@@ -20,6 +20,7 @@ from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
 from logitstore.convert.source import Input
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.shard.layout import END_MARK
+from logitstore.shard.scalars import as_py
 
 TABLES: Final = ("*.parquet", "*.arrow", "*.feather", *JSONL)
 """Names of files of tables."""
@@ -287,7 +288,7 @@ def plain(value: Any) -> Any:
     if not isinstance(value, pa.Scalar):
         return value
     try:
-        return value.as_py()
+        return as_py(value)
     except (*_ARROW_ERRORS, TypeError) as error:
         raise SourceError(f"a value of the type {value.type} cannot be read ({error})") from error
 

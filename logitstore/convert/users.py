@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from logitstore.dataset.reader import Dataset, open_shard
 from logitstore.errors import InvalidInputError
+from logitstore.shard.scalars import as_py
 
 _ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
@@ -74,7 +75,7 @@ def storable(value: Any) -> Any:
     if isinstance(value, pa.ExtensionScalar | pa.DictionaryScalar):
         return storable(value.value)
     try:
-        return value.as_py()
+        return as_py(value)
     except (*_ERRORS, KeyError):
         return _parts(value, storable, lambda leaf: leaf.value)
 
@@ -95,7 +96,7 @@ def json_of(value: Any) -> Any:
     if not isinstance(value, pa.Scalar):
         return str(value)
     try:
-        return value.as_py()
+        return as_py(value)
     except (*_ERRORS, KeyError):
         return _parts(value, json_of, _text)
 

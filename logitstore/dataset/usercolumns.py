@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from logitstore.errors import InvalidInputError
 from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence, plain
+from logitstore.shard.scalars import as_py
 
 _TEXT, _INTEGER, _FLOAT, _TRUTH = pa.utf8(), pa.int64(), pa.float64(), pa.bool_()
 _DECLARE: Final = "the type is that of the first chunk, unless declared with Writer(columns=pyarrow.schema(...))"
@@ -172,7 +173,7 @@ def _lost_fields(natural: pa.DataType, kind: pa.DataType) -> str | None:
 def _plain_values(values: list[Any]) -> list[Any]:
     """Values without numpy arrays of several dimensions and Arrow scalars, which `pa.array` does not take in lists."""
     return [
-        value.as_py()
+        as_py(value)
         if isinstance(value, pa.Scalar)
         else value.tolist()
         if isinstance(value, np.ndarray) and value.ndim != 1

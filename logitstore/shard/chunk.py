@@ -34,6 +34,7 @@ from logitstore.errors import CorruptDataError
 from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
 from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
 from logitstore.shard.encoded import EncodedSequence, relative_codes, shifts, signed
+from logitstore.shard.scalars import as_py
 from logitstore.shard.sequence import Sequence
 
 _TABLE_LIMIT: Final = 2**20  # above this width, a table of ids takes more memory than a chunk
@@ -412,7 +413,7 @@ class _Row:
 def _as_python(value: pa.Scalar) -> Any:
     """A user's value as Python has it; as Arrow has it where Python cannot: nanoseconds, dates beyond year 9999."""
     try:
-        return value.as_py()
+        return as_py(value)
     except (pa.ArrowException, ValueError, OverflowError, KeyError, TypeError):
         return value
 

@@ -1,0 +1,40 @@
+"""Arrow's values as Python has them, the same whether pandas is installed or not."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pyarrow as pa
+
+
+def as_py(value: pa.Scalar) -> Any:
+    """A value as Python has it.
+
+    pyarrow's own `as_py` gives nanoseconds as pandas' types where pandas can be imported, and drops those of times of
+    day; without pandas it refuses them. Here they are refused, unless microseconds hold them.
+
+    Raises:
+        ValueError: Python has no such value: nanoseconds, dates beyond year 9999 (also as `pa.ArrowInvalid`).
+    """
+    whole = _in_microseconds(value.type)
+    return (value if whole == value.type else value.cast(whole)).as_py()
+
+
+@functools.lru_cache(maxsize=256)
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds wherever it has nanoseconds."""
+    is_ = pa.types
+    if getattr(kind, "unit", None) == "ns":
+        in_time = pa.time64("us") if is_.is_time64(kind) else pa.duration("us")
+        return pa.timestamp("us", kind.tz) if is_.is_timestamp(kind) else in_time
+    if is_.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in fields])
+    if is_.is_map(kind):
+        return pa.map_(_in_microseconds(kind.key_type), _in_microseconds(kind.item_type))
+    if is_.is_list(kind) or is_.is_large_list(kind) or is_.is_fixed_size_list(kind):
+        inner = kind.value_field.with_type(_in_microseconds(kind.value_type))
+        small = pa.list_(inner, kind.list_size) if is_.is_fixed_size_list(kind) else pa.list_(inner)
+        return pa.large_list(inner) if is_.is_large_list(kind) else small
+    return kind
