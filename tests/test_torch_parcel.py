@@ -2,7 +2,9 @@
 
 import pickle
 import warnings
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import logitstore
 from logitstore.torch import HFCollator, LogitLoader, StreamingLogits
-from logitstore.torch.parcel import _BLOCKS, Packer, unpack
+from logitstore.torch.parcel import Packer, unpack
 
 DTYPES = [torch.int64, torch.float32, torch.bool, torch.bfloat16, torch.uint8, torch.float64, torch.complex64]
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -87,10 +89,32 @@ def test_a_block_is_used_again_once_it_was_copied_and_not_before():
 
 def test_blocks_that_nobody_frees_are_forgotten():
     packer = Packer()
-    parcels = [packer.pack(torch.tensor([number])) for number in range(3 * _BLOCKS)]
-    assert len(packer._blocks) <= _BLOCKS
-    assert [unpack(parcel.own()).item() for parcel in parcels] == list(range(3 * _BLOCKS))
+    parcels = [packer.pack(torch.tensor([number])) for number in range(20)]
+    assert len(packer._blocks) == packer.most
+    assert [unpack(parcel.own()).item() for parcel in parcels] == list(range(20))
     assert pickle.loads(pickle.dumps(packer))._blocks == []
+
+
+def test_a_change_in_place_is_of_one_tensor_alone():
+    weight = torch.ones(3, requires_grad=True)
+    found = passed_on(Packer(), {"a": torch.arange(3.0), "b": torch.ones(3)})
+    loss = (weight * found["a"]).sum()
+    found["b"].mul_(2)
+    loss.backward()
+    assert weight.grad.tolist() == [0, 1, 2]
+
+
+def test_mappings_keep_their_types():
+    class Named(dict):
+        pass
+
+    batch = [UserDict(a=torch.ones(2)), OrderedDict(b=torch.ones(1)), Named(c=torch.ones(1))]
+    found = passed_on(Packer(), batch)
+    assert [type(each) for each in found] == [UserDict, OrderedDict, Named]
+    assert found[0]["a"].tolist() == [1, 1]
+    assert batch[0]["a"].tolist() == [1, 1]
+    expanded = torch.ones(1, 4).expand(1000, 4)
+    assert Packer().pack(expanded).size == 0
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -126,3 +150,50 @@ def test_batches_of_all_sizes_keep_their_values(tmp_path, persistent):
         for ours, theirs in zip(found, expected, strict=True):
             for name, tensor in theirs.items():
                 torch.testing.assert_close(ours[name], tensor, equal_nan=True)
+
+
+def make_stream(write, **options):
+    return StreamingLogits(write(sequences=20), batch_size=4, shuffle="none", **options)
+
+
+def rows_of(sequences):
+    return torch.tensor([int(sequence.id) for sequence in sequences])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_older_iterator_takes_nothing_from_a_newer_one(write, persistent):
+    loader = LogitLoader(make_stream(write), collate_fn=rows_of, num_workers=1, persistent_workers=persistent)
+    older = iter(loader)
+    assert next(older).tolist() == [0, 1, 2, 3]
+    newer = iter(loader)
+    begun = next(newer).tolist()
+    with pytest.raises(logitstore.InvalidInputError, match="begin another"):
+        next(older)
+    assert begun + next(newer).tolist() == list(range(4, 12))
+    assert loader.state_dict()["position"] == 12
+
+
+def test_a_batch_that_could_not_be_placed_was_not_handed_out(write, monkeypatch):
+    loader = LogitLoader(make_stream(write), collate_fn=rows_of)
+    batches = iter(loader)
+    next(batches)
+    monkeypatch.setattr(loader, "_placed", lambda batch: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
+    assert loader.state_dict()["position"] == 4
+
+
+def test_what_makes_a_loader_of_its_own_gets_the_collate_function(write):
+    loader = LogitLoader(make_stream(write), collate_fn=rows_of, num_workers=1)
+    next(iter(loader))
+    assert loader.collate_fn is rows_of
+
+
+def test_breaking_off_again_and_again_keeps_few_blocks(write):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    loader = LogitLoader(make_stream(write), collate_fn=rows_of, num_workers=1, persistent_workers=True)
+    for _ in range(12):
+        loader.set_epoch(1)
+        loader.set_epoch(0)
+        assert next(iter(loader)).tolist() == [0, 1, 2, 3]
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 40

@@ -125,7 +125,7 @@ class _Buffer:
 
     def tensor(self) -> torch.Tensor:
         """The buffer, uint8."""
-        buffer = torch.empty(self.size, dtype=torch.uint8)
+        buffer = torch.empty(self.size, dtype=torch.uint8, device="cpu")
         for slot, parts in self.parts:
             np.concatenate(parts, out=buffer[slot.start : slot.end].view(slot.dtype).numpy())
         return buffer

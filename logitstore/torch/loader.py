@@ -8,11 +8,12 @@ then gives them in the global order.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
 from logitstore.torch.device import EncodedBatch, decode_batch, to_device
 from logitstore.torch.order import Shuffle
-from logitstore.torch.parcel import Packer, Parcel, unpack
+from logitstore.torch.parcel import Packer, Parcel, replaced, unpack
 from logitstore.torch.source import Source, as_samples, as_source, check_student
 from logitstore.torch.state import Plan, State, StreamState
 
@@ -149,6 +150,12 @@ class StreamingLogits(IterableDataset[Sequence]):
         self.__dict__.update(fields)
         self._start.share_memory_()
 
+    def __copy__(self) -> StreamingLogits:
+        same = object.__new__(type(self))
+        same.__dict__.update({**self.__dict__, "_start": self._start.clone()})
+        same._start.share_memory_()
+        return same
+
     def rank_of_world(self) -> tuple[int, int]:
         """(rank, world_size): as given, else of `torch.distributed` where it is initialised, else (0, 1)."""
         if self._given is not None:
@@ -223,7 +230,7 @@ class StreamingLogits(IterableDataset[Sequence]):
         Raises:
             InvalidInputError: the epoch is negative.
         """
-        if epoch < 0:
+        if _integer("epoch", epoch) < 0:
             raise InvalidInputError(f"epoch {epoch}; epochs count from 0")
         if self._position // len(self.source) != epoch:
             self._move(epoch * len(self.source))
@@ -315,12 +322,15 @@ class Stream(Iterator[Sequence]):
         return StreamState(state=state, plan=self.plan, workers=self.workers, batches=self._batches)
 
 
+_END: Final = object()
+
+
 class _Packs:
     """A collate function whose batches leave a worker in one piece."""
 
-    def __init__(self, collate: Callable[[list[Sequence]], Any]) -> None:
+    def __init__(self, collate: Callable[[list[Sequence]], Any], most: int) -> None:
         self.collate = collate
-        self.packer = Packer()
+        self.packer = Packer(most)
 
     def __call__(self, sequences: list[Sequence]) -> Any:
         batch = self.collate(sequences)
@@ -367,7 +377,7 @@ class LogitLoader(DataLoader[Any]):
                 raise InvalidInputError(f"{name}= is not for LogitLoader; StreamingLogits decides order and dropping")
         if not options.get("in_order", True):
             raise InvalidInputError("in_order=False would lose the order of the batches; leave it out")
-        super().__init__(dataset, collate_fn=_Packs(list if collate_fn is None else collate_fn), **options)
+        super().__init__(dataset, collate_fn=list if collate_fn is None else collate_fn, **options)
         self.device = device
 
     def __iter__(self) -> Any:
@@ -377,16 +387,23 @@ class LogitLoader(DataLoader[Any]):
 
     def _count(self, batches: Iterator[Any], plan: Plan, moves: int) -> Iterator[Any]:
         mapped: dict[int, torch.Tensor] = {}  # blocks come again, and are mapped once while they are held
-        for number, batch in enumerate(batches, 1):
-            if isinstance(batch, Parcel) and batch.shared:
-                mapped[batch.block.data_ptr()] = batch.block
+        for number in itertools.count(1):
             if moves != self.dataset.moves:
                 raise InvalidInputError(
                     "the loader was moved since this iteration began, by load_state_dict, skip, set_epoch or another "
                     "iteration; leave this one, and begin another"
                 )
+            if (batch := next(batches, _END)) is _END:
+                break
+            if isinstance(batch, Parcel) and batch.shared:
+                block = batch.block
+                mapped.pop(block.data_ptr(), None)
+                mapped[block.data_ptr()] = block
+                if len(mapped) > self.num_workers * self._most_blocks():
+                    del mapped[next(iter(mapped))]
+            placed = self._placed(batch)
             self.dataset.advance(plan.after(number))
-            yield self._placed(batch)
+            yield placed
         if moves == self.dataset.moves and plan.end is not None:
             self.dataset.advance(plan.end)
 
@@ -395,7 +412,21 @@ class LogitLoader(DataLoader[Any]):
             batch = to_device(batch, self.device)
         if isinstance(batch, Parcel):
             batch = unpack(batch.own())
-        return decode_batch(batch) if isinstance(batch, EncodedBatch) else batch
+        return replaced(batch, EncodedBatch, decode_batch)
+
+    def _most_blocks(self) -> int:
+        """Of a worker: one for each batch that may be on its way, one that is read and one that is written."""
+        return (self.prefetch_factor or 2) + 2
+
+    def _get_iterator(self) -> Any:
+        # Only here: what makes a loader of its own from this one, as accelerate does, gets the collate function given.
+        given = self.collate_fn
+        if self.num_workers:
+            self.collate_fn = _Packs(given, self._most_blocks())
+        try:
+            return super()._get_iterator()
+        finally:
+            self.collate_fn = given
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, after the batches that it has handed out; see `StreamingLogits.state_dict`."""

@@ -8,15 +8,14 @@ where a device is to have it, and then says by the last byte that the block is f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
 _ALIGNMENT: Final = 64  # bytes; views need their type's own alignment, and vector instructions like a cache line's
-
-_BLOCKS: Final = 64  # of a worker; more are lost ones, whose batches nobody took when an iteration was broken off
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Parcel:
         """
         block = self.block
         if self.shared:
-            block = torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned).copy_(block[: self.size])
+            block = torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned, device="cpu").copy_(block[: self.size])
             self.block[-1] = 0
         return replace(self, block=block.pin_memory() if pinned else block, shared=False)
 
@@ -66,19 +65,29 @@ class Parcel:
         return self.own(pinned=True)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Parcel:
-        """The parcel on a device, by one copy."""
+        """The parcel on a device, by one copy, and what could not be packed by one each."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
         own = self.own()
-        return replace(own, block=own.block.to(device, non_blocking=non_blocking))
+        return replace(own, block=move(own.block), rest=replaced(own.rest, torch.Tensor, move))
 
 
 class Packer:
-    """Packs batches into blocks of shared memory. Belongs to one worker; pickles, without its blocks."""
+    """Packs batches into blocks of shared memory. Belongs to one worker; pickles, without its blocks.
 
-    def __init__(self) -> None:
+    Args:
+        most: blocks that are kept. What is more are lost ones, whose batches nobody took when an iteration was broken
+            off.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
         self._blocks: list[torch.Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_blocks": []}
+        return {"most": self.most, "_blocks": []}
 
     def pack(self, batch: Any) -> Parcel:
         """Put the CPU tensors of a batch into a block.
@@ -92,6 +101,9 @@ class Packer:
         def place(tensor: torch.Tensor) -> Any:
             nonlocal end
             if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+                return tensor
+            # Others have parts of their own, or are larger than what they hold.
+            if tensor.is_nested or tensor.is_quantized or tensor.untyped_storage().nbytes() < tensor.nbytes:
                 return tensor
             part = Part(end, tensor.nbytes, tuple(tensor.shape), tensor.dtype)
             end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
@@ -113,22 +125,23 @@ class Packer:
                 return self._blocks[number]
         if free:
             del self._blocks[free[0]]
-        elif len(self._blocks) == _BLOCKS:
-            self._blocks.clear()
+        elif len(self._blocks) >= self.most:
+            del self._blocks[0]
         # As torch's own collate function takes shared memory; a quarter more, since batches differ in size.
         storage = torch.UntypedStorage._new_shared(size + size // 4)  # type: ignore[no-untyped-call]
-        block = torch.empty(0, dtype=torch.uint8).set_(storage)
+        block = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
         self._blocks.append(block)
         return self._blocks[-1]
 
 
 def unpack(parcel: Parcel) -> Any:
     """The batch of a parcel, its tensors views of the parcel's block."""
-    return replaced(parcel.rest, Part, lambda part: part.of(parcel.block))
+    # `data`: views would count changes in place together, and autograd would take one's for the other's.
+    return replaced(parcel.rest, Part, lambda part: part.of(parcel.block).data)
 
 
 def replaced(batch: Any, kind: Any, change: Callable[[Any], Any]) -> Any:
-    """A batch with every value of a type changed, in dicts, lists and tuples and what has a method `replaced`.
+    """A batch with every value of a type changed, in mappings, lists, tuples and what has a method `replaced`.
 
     Args:
         batch: what a collate function makes; anything else in it stays as it is.
@@ -137,11 +150,15 @@ def replaced(batch: Any, kind: Any, change: Callable[[Any], Any]) -> Any:
     """
     if isinstance(batch, kind):
         return change(batch)
-    if isinstance(batch, dict):
-        return {name: replaced(value, kind, change) for name, value in batch.items()}
-    if isinstance(batch, list):
-        return [replaced(value, kind, change) for value in batch]
-    if isinstance(batch, tuple):
-        values = [replaced(value, kind, change) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
+    if isinstance(batch, Mapping):
+        changed = {name: replaced(value, kind, change) for name, value in batch.items()}
+        if type(batch) is dict or not hasattr(batch, "update"):
+            return changed
+        same: Any = copy.copy(batch)  # of its own type, such as transformers' BatchEncoding
+        same.update(changed)
+        return same
+    if type(batch) is list or type(batch) is tuple:
+        return type(batch)(replaced(value, kind, change) for value in batch)
+    if isinstance(batch, tuple) and type(batch).__bases__ == (tuple,) and hasattr(batch, "_make"):
+        return batch._make(replaced(value, kind, change) for value in batch)
     return batch.replaced(kind, change) if hasattr(batch, "replaced") else batch
