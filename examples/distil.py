@@ -1,6 +1,6 @@
 """A distillation that works, on a CPU: the same small student, once on hard labels, once on stored distributions.
 
-    python examples/distil.py [--minutes 12] [--seeds 3] [CAPTURE.npz]
+    python examples/distil.py [--epochs 12] [--seeds 3] [CAPTURE.npz]
 
 Teacher: Gemma 3 270M, whose top-k distributions on WikiText-2 (81 windows of 512 tokens) or, where these are not there,
 on Shakespeare (5 windows, in tests/data) were stored before. Student: a transformer of some 3 million parameters that

@@ -105,3 +105,21 @@ def test_loss_options_are_those_of_the_loss(tmp_path, write):
     made = trainer(tmp_path / "out", write(), loss_options={"tail": "nope"}, max_steps=1)
     with pytest.raises(logitstore.InvalidInputError, match="'nope'"):
         made.train()
+
+
+def test_packed_documents_do_not_see_each_other(tmp_path, write):
+    from logitstore.torch import Packed
+    from logitstore.torch.trainer import DistillationTrainer
+
+    config = transformers.LlamaConfig(vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                                      num_attention_heads=2)  # fmt: skip
+    student = transformers.LlamaForCausalLM(config).eval()
+    stream = StreamingLogits(Packed(write(sequences=6), 40), batch_size=4)
+    made = DistillationTrainer(student, arguments(tmp_path / "out"), train_dataset=stream)
+    batch = HFCollator()(list(stream)[:4])
+    _, outputs = made.compute_loss(student, dict(batch), return_outputs=True)
+    for row, documents in enumerate(batch["document_ids"]):
+        for document in range(int(documents.max()) + 1):
+            at = documents == document
+            alone = student(batch["input_ids"][row][at][None]).logits[0]
+            torch.testing.assert_close(outputs.logits[row][at], alone, rtol=1e-4, atol=1e-5)

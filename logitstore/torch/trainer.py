@@ -143,6 +143,9 @@ class DistillationMixin:
             InvalidInputError: the batch has no targets.
         """
         known = {name: value for name, value in inputs.items() if not name.startswith(_TARGETS) and name not in _OURS}
+        if "document_ids" in inputs:
+            # transformers keeps packed documents apart by position_ids, but only without a mask and a cache.
+            known = {name: value for name, value in known.items() if name != "attention_mask"} | {"use_cache": False}
         outputs = model(**known)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         loss = distillation_loss(logits, inputs, **self.loss_options)
