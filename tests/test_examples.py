@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+DRY = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}  # nothing but the data is drawn
 CAPTURE = ROOT / "tests" / "data" / "gemma3-270m-shakespeare-top64.npz"
 
 
@@ -43,7 +44,7 @@ def test_the_recipe_for_trl(tmp_path, write):
     path = write(sequences=12, positions=20)
 
     def trainer(folder, **settings):
-        config = transformers.GPT2Config(vocab_size=1000, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+        config = transformers.GPT2Config(vocab_size=1000, n_positions=64, n_embd=32, n_layer=1, n_head=2, **DRY)
         transformers.set_seed(0)
         return make(
             path, transformers.GPT2LMHeadModel(config), tokenizer, folder,
@@ -62,4 +63,4 @@ def test_the_recipe_for_trl(tmp_path, write):
     again = trainer(tmp_path / "b", num_train_epochs=8)
     again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
     resumed = [entry["loss"] for entry in again.state.log_history if "loss" in entry]
-    assert resumed == pytest.approx([e["loss"] for e in first.state.log_history if "loss" in e], rel=0.05)
+    assert resumed == pytest.approx([e["loss"] for e in first.state.log_history if "loss" in e], rel=1e-4)

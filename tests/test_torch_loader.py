@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import multiprocessing
 import pickle
 from unittest import mock
 
@@ -14,52 +13,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from torch.utils.data import DataLoader
+from torch_rows import Rows, dealt, flat, stream
 
 import logitstore
-from logitstore.torch.loader import LogitDataset, LogitLoader, StreamingLogits
+from logitstore.torch.loader import LogitLoader, StreamingLogits
 from logitstore.torch.order import Order
 from logitstore.torch.source import Mixture, Shuffled
-from logitstore.torch.state import Plan, State, StreamState, global_state
+from logitstore.torch.state import Plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # torchdata 0.11 under torch 2.13
 ]
-
-
-class Rows:
-    """Samples that are their own row numbers."""
-
-    digest = "0" * 64
-    tokenizer_digest = "f" * 64
-    logit_width = 1000
-    normalised = "vocabulary"
-
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, row):
-        return row
-
-
-def flat(batches):
-    return list(itertools.chain.from_iterable(batches))
-
-
-def dealt(streams, batch_size):
-    """What a DataLoader makes of the samples of its workers: batches in turn, until all have ended."""
-    streams = [iter(stream) for stream in streams]
-    while streams:
-        for stream in list(streams):
-            batch = list(itertools.islice(stream, batch_size))
-            if batch:
-                yield batch
-            if len(batch) < batch_size:
-                streams.remove(stream)
 
 
 def simulated(workers, prefetch):
@@ -252,10 +218,6 @@ def test_worker_info_deals_out_the_batches(monkeypatch):
 # -- LogitLoader
 
 
-def stream(size=23, batch_size=4, **options):
-    return StreamingLogits(Shuffled(Rows(size), block=4, window=2), batch_size=batch_size, **options)
-
-
 def test_a_loader_goes_on_where_it_was_left():
     order = Order(23, Rows.digest, 0, block=4, window=2)
     epochs = [[order.row(epoch, place) for place in range(23)] for epoch in range(3)]
@@ -348,100 +310,6 @@ def test_workers_that_live_on_see_every_epoch():
         expected = [order.row(epoch, place) for place in range(23)]
         assert flat(loader) == expected
         assert flat(counting) == expected
-
-
-# -- torchdata's StatefulDataLoader
-
-
-@pytest.fixture
-def stateful():
-    module = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
-    return module.StatefulDataLoader
-
-
-@pytest.mark.parametrize(("workers", "every"), [(0, 1), (2, 1), (2, 3)])
-@pytest.mark.parametrize("steps", [0, 1, 2, 5, 11])
-def test_stateful_dataloader_resumes(stateful, workers, every, steps):
-    expected = list(dealt([stream(epochs=2)], 4))
-    assert len(expected) == 12
-    options = {"batch_size": 4, "collate_fn": list, "num_workers": workers, "snapshot_every_n_steps": every}
-    loader = stateful(stream(epochs=2), **options)
-    batches = iter(loader)
-    assert [next(batches) for _ in range(steps)] == expected[:steps]
-    state = json.loads(json.dumps(loader.state_dict(), default=str))
-    del batches, loader
-
-    again = stateful(stream(epochs=2), **options)
-    again.load_state_dict(state)
-    assert list(again) == expected[steps:]
-
-    ours = global_state(state)
-    assert ours["position"] == steps * 4
-    halves = []
-    for rank in range(2):
-        half = LogitLoader(stream(batch_size=2, epochs=2, rank=rank, world_size=2))
-        half.load_state_dict(ours)
-        halves.append(list(half))
-    joined = [flat(parts) for parts in itertools.zip_longest(*halves, fillvalue=[])]
-    assert joined == expected[steps:]
-
-
-def test_stateful_dataloader_at_the_end_is_the_next_epoch(stateful):
-    for workers in (0, 2):
-        loader = stateful(stream(), batch_size=4, collate_fn=list, num_workers=workers)
-        assert len(list(loader)) == 6
-        assert global_state(loader.state_dict())["position"] == 23
-
-
-def test_stateful_dataloader_resumes_twice(stateful):
-    expected = list(dealt([stream()], 4))
-    state, seen = None, []
-    for steps in (1, 2, 1):
-        loader = stateful(stream(), batch_size=4, collate_fn=list, num_workers=2)
-        if state is not None:
-            loader.load_state_dict(state)
-        batches = iter(loader)
-        seen += [next(batches) for _ in range(steps)]
-        state = loader.state_dict()
-        del batches, loader
-    assert seen == expected[:4]
-    assert global_state(state)["position"] == 16
-
-
-def test_stateful_dataloader_with_another_batch_size_is_refused(stateful):
-    batches = iter(stateful(stream(), batch_size=3, collate_fn=list))
-    loader = stateful(stream(), batch_size=3, collate_fn=list)
-    next(iter(loader))
-    with pytest.raises(logitstore.InvalidInputError, match="batch_size is not that of StreamingLogits, 4"):
-        loader.state_dict()
-    assert next(batches)
-
-
-def test_a_workers_state_is_not_taken_for_another_plan():
-    one = stream().stream(0, 2)
-    next(one), next(one), next(one), next(one)
-    state = one.state_dict()
-    assert StreamState.from_dict(state).batches == 1
-    other = stream().stream(1, 2)
-    other.load_state_dict(state)
-    assert list(other) == list(stream().stream(1, 2))[4:]
-    for wrong in (stream(batch_size=2), stream(seed=1), stream(size=22), stream(epochs=2), stream(drop_last=True)):
-        with pytest.raises(logitstore.InvalidInputError, match="global_state"):
-            wrong.stream(0, 2).load_state_dict(state)
-    with pytest.raises(logitstore.InvalidInputError, match="global_state"):
-        stream().stream(0, 3).load_state_dict(state)
-    for broken in ({}, {**state, "batches": -1}, {**state, "plan": {}}, {**state, "logitstore_stream": 2}, None):
-        with pytest.raises(logitstore.InvalidInputError, match="no state of a worker"):
-            one.load_state_dict(broken)
-
-
-def test_what_is_no_stateful_state_is_refused():
-    for foreign in ({}, None, {"_snapshot": {"_worker_snapshots": {}}}, State(digest="d", seed=0, epoch=0, position=0)):
-        with pytest.raises(logitstore.InvalidInputError, match="no state of a StatefulDataLoader"):
-            global_state(foreign)
-    states = [s.stream(0, 2).state_dict() for s in (stream(), stream(seed=1))]
-    with pytest.raises(logitstore.InvalidInputError, match="no state of a StatefulDataLoader"):
-        global_state({"a": {"b": states[0]}, "c": states[1]})
 
 
 # -- states
@@ -558,57 +426,3 @@ def test_streams_copy_and_pickle():
         assert list(other) == list(rows)
         other.skip(1)
         assert list(other) == list(rows)[4:]
-
-
-def test_a_wrong_student_is_refused(write):
-    path = write()
-    for make in (LogitDataset, lambda path, **options: StreamingLogits(path, batch_size=2, **options)):
-        with pytest.raises(logitstore.InvalidInputError, match="resize its embeddings"):
-            make(path, vocabulary_size=500)
-        make(path, vocabulary_size=1000)
-        with pytest.warns(logitstore.LogitStoreWarning, match="cannot be checked"):
-            make(path, tokenizer="a" * 64)
-        with pytest.raises(logitstore.InvalidInputError, match="no column"):
-            make(path, columns=["nonsense"])
-        with pytest.raises(logitstore.DatasetNotFoundError):
-            make(path / "elsewhere")
-        with pytest.raises(logitstore.InvalidTypeError, match="neither a path"):
-            make(5)
-    with pytest.raises(logitstore.InvalidInputError, match="the student's tokenizer"):
-        StreamingLogits(Rows(5), batch_size=1, tokenizer="a" * 64)
-
-
-def test_the_tokenizer_of_a_dataset_is_compared(write, shared):
-    tokenizer = logitstore.Tokenizer.from_path(next(shared("tokenizers").glob("*/tokenizer.json")))
-    path = write(tokenizer=tokenizer, logit_width=max(1000, tokenizer.vocabulary_size))
-    LogitDataset(path, tokenizer=tokenizer)
-    LogitDataset(path, tokenizer=tokenizer.digest)
-    with pytest.raises(logitstore.InvalidInputError, match="ids mean other tokens"):
-        LogitDataset(path, tokenizer="a" * 64)
-
-
-# -- LogitDataset
-
-
-def ids_and_first_logprobs(sequences):
-    return [(sequence.id, float(sequence.logprobs[0])) for sequence in sequences]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_map_style_dataset_by_row(write, workers):
-    path = write(sequences=7)
-    dataset = LogitDataset(path, columns=["logprobs", "tokens"])
-    assert len(dataset) == 7
-    expected = ids_and_first_logprobs(logitstore.open(path))
-    assert ids_and_first_logprobs([dataset[np.int64(i)] for i in range(7)]) == expected
-    assert ids_and_first_logprobs([pickle.loads(pickle.dumps(dataset))[6]]) == expected[6:]
-    with pytest.raises(logitstore.NotSelectedError):
-        _ = dataset[0].tail
-    loader = DataLoader(dataset, batch_size=3, collate_fn=ids_and_first_logprobs, num_workers=workers)
-    assert flat(loader) == expected
-
-
-def test_rows_in_a_process_of_their_own(write):
-    dataset = LogitDataset(write())
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert [s.id for s in pool.map(dataset.__getitem__, range(3))] == [dataset[i].id for i in range(3)]

@@ -262,5 +262,5 @@ def test_a_column_that_was_not_selected_is_named(write):
 def test_teachers_are_given_as_paths_and_their_temperatures_compared(write):
     one, other = write("one", values="float32"), write("other", values="float32", temperature=2.0)
     assert len(Teachers([one, logitstore.open(one)])) == 6
-    with pytest.warns(logitstore.LogitStoreWarning, match=r"temperatures 1\.0, 2\.0"):
+    with pytest.warns(logitstore.LogitStoreWarning, match=r"temperatures \(1\.0, 2\.0\)"):
         Teachers([one, other])

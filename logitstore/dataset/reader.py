@@ -115,11 +115,14 @@ class Shards:
 
     def chunk(self, number: int, chunk: int) -> Chunk:
         """One chunk of a shard; the last ones are remembered, for rows that are read one after another."""
-        # Single dictionary operations, for threads: two of them may read a chunk twice, which harms nothing.
-        read = self._chunks.pop((number, chunk), None)
-        if read is None:
-            read = self[number].chunk(chunk)
-        self._chunks[number, chunk] = read
+        # Single dictionary operations, for threads: another one may have dropped the chunk meanwhile.
+        place = number, chunk
+        read = self._chunks.get(place)
+        if read is not None:
+            with contextlib.suppress(KeyError):
+                self._chunks.move_to_end(place)
+            return read
+        read = self._chunks[place] = self[number].chunk(chunk)
         while len(self._chunks) > self.remembered:
             with contextlib.suppress(KeyError):
                 self._chunks.popitem(last=False)
@@ -206,6 +209,11 @@ class Dataset:
         """Names of the columns that are decoded."""
         order = (*SEQUENCE_COLUMNS, *self._manifest.user_columns)
         return tuple(name for name in order if name in self._columns)
+
+    @property
+    def decode(self) -> Decoding:
+        """Who decodes the candidates, see `with_decoding`."""
+        return self._decoding
 
     def tokenizer(self) -> Tokenizer | None:
         """The teacher's tokenizer from the dataset's own files; None when it has none.

@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 
 from logitstore.convert.export_rows import rectangle
 from logitstore.encoding import ragged
-from logitstore.errors import InvalidInputError, InvalidTypeError
+from logitstore.errors import InvalidInputError
 from logitstore.shard.encoded import EncodedSequence
 from logitstore.shard.sequence import Sequence as Stored
 from logitstore.torch.device import EncodedBatch, encoded_batch
-
-UNKNOWN: Final = -100
-"""`target_next` where the next token is not known."""
+from logitstore.torch.text import UNKNOWN, Text, text_of, why_empty
 
 FAINT_LOGPROB: Final = float(np.float32(np.log(1e-30)))
 """Logprob of pads where -inf or -1e9 would make the trainer's loss NaN: it multiplies exp of it by it."""
@@ -51,7 +49,7 @@ class _Collator:
         pad_to_multiple_of: T is a multiple of this.
         max_length: longer sequences are cut to so many positions. The last row keeps its distribution, and
             `target_next` the token behind it, though that is no input any more.
-        ignore_index: label of tokens that are not trained on.
+        ignore_index: label of tokens that are not trained on, below 0.
         allow_empty: whether a batch may be without any distribution to train on; otherwise that is an error.
     """
 
@@ -67,6 +65,8 @@ class _Collator:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidInputError(f"{name} is {value!r}; a whole number from 1 is needed, or None")
+        if self.ignore_index >= 0:
+            raise InvalidInputError(f"ignore_index is {self.ignore_index}, which a token may have; give one below 0")
 
     def __call__(self, sequences: Sequence[Stored]) -> Batch | EncodedBatch:
         """The batch.
@@ -76,18 +76,18 @@ class _Collator:
             InvalidTypeError: they are no sequences.
             NotSelectedError: a column that is needed was not selected.
         """
-        text = _text_of(sequences, self.max_length, self.pad_to_multiple_of, self.pad_id)
+        text = text_of(sequences, self.max_length, self.pad_to_multiple_of, self.pad_id)
         if not self.allow_empty and not text.scored.any():
-            raise InvalidInputError(_why_empty(sequences, self.max_length))
+            raise InvalidInputError(why_empty(sequences, self.max_length))
         return self._batch(sequences, text)
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch | EncodedBatch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch | EncodedBatch:
         raise NotImplementedError
 
-    def _width(self, text: _Text) -> int:
+    def _width(self, text: Text) -> int:
         return self.k or max(1, int(text.count.max()))
 
-    def _labels(self, text: _Text, trained: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _labels(self, text: Text, trained: NDArray[np.bool_]) -> NDArray[np.int64]:
         """int64 [B, T]: labels[t] is tokens[t] where row t - 1 is one of these and knows its next token."""
         labels = np.full(text.tokens.shape, self.ignore_index, np.int64)
         wanted = trained[:, :-1] & (text.following[:, :-1] != UNKNOWN) & text.inside[:, 1:]
@@ -108,10 +108,14 @@ class HFCollator(_Collator):
     -100 where that is not known; and, for packed samples, `position_ids` and `document_ids` int64 [B, T], 0 and -1 on
     padding.
 
+    `attention_mask` is 1 on all of a packed sample. `DistillationTrainer` keeps its documents apart; in a loop of your
+    own, call a model of transformers without `attention_mask` and with `position_ids` and `use_cache=False`, or give it
+    a mask [B, 1, T, T] of `document_ids[:, None, :, None] == document_ids[:, None, None, :]` under the diagonal.
+
     Of encoded sequences (`decode="device"`) it makes an `EncodedBatch`, which `decode_batch` turns into the same dict.
     """
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch | EncodedBatch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch | EncodedBatch:
         encoded = isinstance(sequences[0], EncodedSequence)
         k = self._width(text)
         batch: dict[str, NDArray[Any]] = {
@@ -143,7 +147,7 @@ class AxolotlCollator(_Collator):
     are stored, normalised over the vocabulary; the trainer's `kd_normalize_topk` normalises them over the candidates.
     """
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch:
         k = self._width(text)
         ids, logprobs = _candidates(sequences, text, k, 0, FAINT_LOGPROB)
         mask = (np.arange(k) < text.count[:, :, None]) & text.scored[:, :, None]
@@ -169,7 +173,7 @@ class TRLCollator(_Collator):
     length where the labels of each sequence run to its end.
     """
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch:
         ids, logprobs = _candidates(sequences, text, self._width(text), 0, -np.inf)
         labels = self._labels(text, text.scored)
         about = (labels != self.ignore_index).any(axis=0)
@@ -214,7 +218,7 @@ class DistillKitCollator(_Collator):
     vocab_size: int
     generation_temperature: float = 1.0
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch:
         k = self._width(text)
         if k > self.vocab_size:
             raise InvalidInputError(f"{k} candidates a position, but vocab_size is {self.vocab_size}; give a smaller k")
@@ -251,7 +255,7 @@ class MegatronCollator(_Collator):
     that is trained on, with a distribution and a known next token.
     """
 
-    def _batch(self, sequences: Sequence[Stored], text: _Text) -> Batch:
+    def _batch(self, sequences: Sequence[Stored], text: Text) -> Batch:
         ids, logprobs = _candidates(
             sequences, text, self._width(text), MEGATRON_ID, MEGATRON_LOGPROB, batch_first=False
         )
@@ -269,124 +273,9 @@ hf, axolotl, trl = HFCollator, AxolotlCollator, TRLCollator
 distillkit, megatron = DistillKitCollator, MegatronCollator
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A batch without its candidates; everything is [B, T].
-
-    Attributes:
-        lengths: positions of each sequence that are in the batch, [B].
-        tokens: int64, input tokens.
-        inside: bool, no padding.
-        following: int64, tokens[t + 1], UNKNOWN where there is none or it is of another document.
-        count: int64, candidates of each position; 0 on padding.
-        trained: bool, the row is trained on.
-        scored: bool, likewise, and has a distribution.
-        places: int64, position in the document.
-        documents: int64, number of the document, -1 on padding; None where no sample is packed.
-    """
-
-    lengths: list[int]
-    tokens: NDArray[np.int64]
-    inside: NDArray[np.bool_]
-    following: NDArray[np.int64]
-    count: NDArray[np.int64]
-    trained: NDArray[np.bool_]
-    scored: NDArray[np.bool_]
-    places: NDArray[np.int64]
-    documents: NDArray[np.int64] | None
-
-
-def _text_of(sequences: Sequence[Stored], max_length: int | None, multiple: int | None, pad_id: int) -> _Text:
-    if not sequences:
-        raise InvalidInputError("a batch of no sequences; give the collator at least one")
-    for sequence in sequences:
-        if not isinstance(sequence, Stored):
-            raise InvalidTypeError(f"the collator was given a {type(sequence).__name__}; it takes logitstore sequences")
-    lengths = [min(len(sequence), max_length or len(sequence)) for sequence in sequences]
-    width = max(1, *lengths)
-    width += -width % (multiple or 1)
-    wide = _padded(sequences, lengths, width, _tokens, UNKNOWN)  # one column more: the token behind a cut
-    inside = np.arange(width) < np.asarray(lengths)[:, None]
-    following = wide[:, 1:].copy()
-    documents = None
-    if packed := any("document_ids" in _columns(sequence) for sequence in sequences):
-        wide_documents = _padded(sequences, lengths, width, _documents, -1)
-        following[wide_documents[:, 1:] != wide_documents[:, :-1]] = UNKNOWN
-        documents = np.where(inside, wide_documents[:, :-1], -1)
-    places = _padded(sequences, lengths, width, _positions, 0)[:, :-1] if packed else np.arange(width)
-    count = np.where(inside, _padded(sequences, lengths, width, _counts, 0)[:, :-1], 0)
-    trained = inside & (_padded(sequences, lengths, width, _masks, 0)[:, :-1] != 0)
-    return _Text(
-        lengths=lengths,
-        tokens=np.where(inside, wide[:, :-1], pad_id),
-        inside=inside,
-        following=np.where(inside, following, UNKNOWN),
-        count=count,
-        trained=trained,
-        scored=trained & (count > 0),
-        places=np.where(inside, places, 0),
-        documents=documents,
-    )
-
-
-def _padded(
-    sequences: Sequence[Stored], lengths: list[int], width: int, values: Callable[[Stored], Any], pad: int
-) -> NDArray[np.int64]:
-    """int64 [B, width + 1]: a column of each sequence, with one value more than its positions where it has one."""
-    out = np.full((len(sequences), width + 1), pad, np.int64)
-    for row, sequence, length in zip(out, sequences, lengths, strict=True):
-        kept = min(length + 1, len(sequence))
-        row[:kept] = values(sequence)[:kept]
-    return out
-
-
-def _tokens(sequence: Stored) -> NDArray[np.uint32]:
-    return sequence.tokens
-
-
-def _counts(sequence: Stored) -> NDArray[np.uint32]:
-    return sequence.count
-
-
-def _masks(sequence: Stored) -> NDArray[np.int8]:
-    return np.ones(len(sequence), np.int8) if sequence.loss_mask is None else sequence.loss_mask
-
-
-def _documents(sequence: Stored) -> Any:
-    return _columns(sequence).get("document_ids", np.zeros(len(sequence), np.int32))
-
-
-def _positions(sequence: Stored) -> Any:
-    return _columns(sequence).get("position_ids", np.arange(len(sequence)))
-
-
-def _columns(sequence: Stored) -> dict[str, Any]:
-    columns: dict[str, Any] = vars(sequence).get("columns", {})  # absent where the user selected none of theirs
-    return columns
-
-
-def _why_empty(sequences: Sequence[Stored], max_length: int | None) -> str:
-    names = ", ".join(repr(vars(each).get("id", "?")) for each in sequences[:3]) + (
-        ", ..." if len(sequences) > 3 else ""
-    )
-    start = f"no position of this batch of {len(sequences)} ({names}) has a distribution that is trained on: "
-    end = " A batch may be without any where allow_empty=True."
-    if not any(each.count.any() for each in sequences):
-        return (
-            f"{start}the teacher was not recorded at any position of these sequences. Look at the dataset's counts, "
-            f"and choose the sequences that have distributions.{end}"
-        )
-    if not any((each.count[_masks(each) != 0] > 0).any() for each in sequences):
-        return (
-            f"{start}where there are distributions, loss_mask is 0. The teacher was recorded for other positions (the "
-            f"prompts?) than those that are trained on; capture the trained ones, or write another loss_mask.{end}"
-        )
-    return f"{start}those that are come after the first {max_length} positions. Give a larger max_length.{end}"
-
-
 def _candidates(
     sequences: Sequence[Stored],
-    text: _Text,
+    text: Text,
     k: int,
     pad_id: Any,
     pad_logprob: float,
@@ -445,7 +334,7 @@ def _scatter(
         rectangular[listed] = flat[:total][kept]
 
 
-def _tails(sequences: Sequence[Stored], text: _Text, k: int | None) -> NDArray[np.float32]:
+def _tails(sequences: Sequence[Stored], text: Text, k: int | None) -> NDArray[np.float32]:
     """float32 [B, T]: log of the mass outside the best k candidates, or outside all; NaN where it is not known."""
     tails = np.full(text.tokens.shape, np.nan, np.float32)
     for row, sequence, length in zip(tails, sequences, text.lengths, strict=True):
@@ -471,7 +360,7 @@ def _beyond(sequence: Stored, count: NDArray[Any], k: int) -> NDArray[np.float32
     return flat[ragged.ranks(count) >= k]
 
 
-def _actual(sequences: Sequence[Stored], text: _Text) -> NDArray[np.float32]:
+def _actual(sequences: Sequence[Stored], text: Text) -> NDArray[np.float32]:
     """float32 [B, T]: logprob of the next token, as a candidate or as the stored target; -inf where not known."""
     actual = np.full(text.tokens.shape, -np.inf, np.float32)
     for row, sequence, length, following in zip(actual, sequences, text.lengths, text.following, strict=True):

@@ -229,7 +229,12 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     device = torch.device(device)
 
     def move(value: Any) -> Any:
-        return value.to(device) if device.type != "cuda" else value.pin_memory().to(device, non_blocking=True)
+        elsewhere = isinstance(value, torch.Tensor) and (
+            value.device.type != "cpu" or value.layout is not torch.strided
+        )
+        if device.type != "cuda" or elsewhere:  # only dense tensors on the CPU can be pinned
+            return value.to(device)
+        return value.pin_memory().to(device, non_blocking=True)
 
     return replaced(batch, (torch.Tensor, EncodedBatch, Parcel), move)
 

@@ -45,13 +45,13 @@ are copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from logitstore.errors import InvalidInputError
+from logitstore.errors import InvalidInputError, InvalidTypeError
 from logitstore.torch.losses_dense import (
     Divergence,
     Kind,
@@ -76,9 +76,7 @@ from logitstore.torch.losses_input import (
     read_teacher,
     rows_where,
 )
-
-UNKNOWN: Final = -100
-"""`target_next` and `labels` where there is no token to predict."""
+from logitstore.torch.text import UNKNOWN
 
 
 class LossOptions(TypedDict, total=False):
@@ -254,6 +252,11 @@ def distillation_loss(
         InvalidInputError: as `forward_kl`; also when the batch lacks what is needed.
         InvalidTypeError: a dtype that cannot be used.
     """
+    if not isinstance(batch, Mapping):
+        raise InvalidTypeError(
+            f"the batch is a {type(batch).__name__}, not a dict of tensors; decode it with "
+            f"logitstore.torch.decode_batch, or load it with LogitLoader, which does"
+        )
     check_one_of("kind", kind, Kind)
     check_one_of("reduction", reduction, Literal["mean", "sum"])
     if not 0 <= alpha <= 1:
@@ -267,7 +270,7 @@ def distillation_loss(
             _entry(batch, "target_logprobs"),
             target_tail=batch.get("target_tail"),
             target_next=batch.get("target_next"),
-            mask=batch.get("target_mask"),
+            mask=_entry(batch, "target_mask"),
             tail=tail,
             temperature=temperature,
             beta=beta,
@@ -295,7 +298,7 @@ def _next_tokens(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """The token that each row predicts, and the mask to go with it."""
     if "labels" in batch:
         return functional.pad(batch["labels"][..., 1:], (0, 1), value=UNKNOWN), None
-    return _entry(batch, "target_next"), batch.get("target_mask")
+    return _entry(batch, "target_next"), _entry(batch, "target_mask")
 
 
 def _loss(

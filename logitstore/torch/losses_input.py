@@ -81,11 +81,9 @@ def read_teacher(logits: Tensor, given: Given, tail: Tail) -> Teacher:
     if ids.shape[1] == 0:
         ids, logprobs = functional.pad(ids, (0, 1)), functional.pad(logprobs, (0, 1), value=-torch.inf)
     width = logits.shape[-1]
-    _check_candidates(ids, logprobs, width, normalised=tail != "renormalise")
-    others = width - (logprobs != -torch.inf).sum(1)
     stored = None if given.tail is None else given.tail.reshape(-1)[rows]
-    if stored is not None and tail != "renormalise" and bool((stored == torch.inf).any()):
-        raise InvalidInputError(_NO_TAIL.format(tail=tail))
+    _check_candidates(ids, logprobs, width, stored, tail)
+    others = width - (logprobs != -torch.inf).sum(1)
     mass = _tail(logprobs, stored)
     mass = mass.masked_fill(others == 0, -torch.inf)
     if following is not None:
@@ -154,6 +152,8 @@ def check_chunk(chunk: int | None) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """Refuses what cannot be a student's logits."""
+    if not isinstance(logits, Tensor):
+        raise InvalidTypeError(f"logits are a {type(logits).__name__}; pass the tensor, such as model(...).logits")
     if not logits.is_floating_point():
         raise InvalidTypeError(f"logits are {logits.dtype}; they must be floating point")
     if logits.ndim < 2 or logits.shape[-1] == 0:
@@ -202,7 +202,7 @@ def _check_given(logits: Tensor, given: Given, tail: Tail) -> None:
         raise InvalidInputError("tail='target' gives the tail to the token that follows: pass target_next")
 
 
-def _check_candidates(ids: Tensor, logprobs: Tensor, width: int, *, normalised: bool) -> None:
+def _check_candidates(ids: Tensor, logprobs: Tensor, width: int, stored: Tensor | None, tail: Tail) -> None:
     if ids.numel() == 0:
         return
     valid = logprobs != -torch.inf
@@ -214,14 +214,17 @@ def _check_candidates(ids: Tensor, logprobs: Tensor, width: int, *, normalised: 
         (distinct[:, 1:] == distinct[:, :-1]).any(),
         ~(logprobs < torch.inf).all(),
         (logprobs.exp().sum(1) > MOST_MASS).any(),
+        ids.new_zeros(()) if stored is None else (stored == torch.inf).any(),
     )
-    low, high, twice, undefined, heavy = torch.stack([fact.long() for fact in facts]).tolist()
+    low, high, twice, undefined, heavy, ratios = torch.stack([fact.long() for fact in facts]).tolist()
     _check_range("target_ids", low, high, width)
     if twice:
         raise InvalidInputError("target_ids has an id twice at one position: add up the probabilities of the two first")
     if undefined:
         raise InvalidInputError("target_logprobs has NaN or inf; where there is no candidate it must be -inf")
-    if heavy and normalised:
+    if ratios and tail != "renormalise":
+        raise InvalidInputError(_NO_TAIL.format(tail=tail))
+    if heavy and tail != "renormalise":
         raise InvalidInputError(
             "target_logprobs has a position with probabilities that sum to over 1.1: these are no logprobs normalised "
             "over the vocabulary. Logits need normalised='candidates' and tail='renormalise'"

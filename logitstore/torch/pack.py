@@ -24,6 +24,11 @@ Method = Literal["best-fit", "split"]
 WINDOW: Final = 2**14
 """Consecutive samples that are packed among themselves."""
 
+_ENCODED: Final = (
+    "encoded sequences cannot be packed: the codes of each chunk mean other ids; pack sequences that are decoded "
+    "(decode='cpu')"
+)
+
 _VERSION: Final = 1  # of the plan: a checkpoint's place means another pack where the plan changes
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -94,7 +99,7 @@ class Packed:
 
     Raises:
         InvalidInputError: a number is out of range, `drop_last` is asked of `best-fit`, or nothing is left.
-        InvalidTypeError: the method is none of the two.
+        InvalidTypeError: the method is none of the two, or the samples are encoded (decode="device").
     """
 
     def __init__(
@@ -116,12 +121,15 @@ class Packed:
         if drop_last and method != "split":
             raise InvalidInputError("drop_last is for method='split': with 'best-fit' any pack may be short")
         samples = as_samples(samples)
+        if getattr(samples, "decode", "cpu") != "cpu":
+            raise InvalidTypeError(_ENCODED)
         self.samples = samples
         self.length = length
         self.tokenizer_digest = samples.tokenizer_digest
         self.logit_width = samples.logit_width
         self.highest_id: int | None = getattr(samples, "highest_id", None)
         self.normalised = samples.normalised
+        self.temperature: float | None = getattr(samples, "temperature", None)
         settings = f"{method}:{length}:{seed}:{window}:{int(drop_last)}"
         told = f"logitstore pack {_VERSION}:{samples.digest}:{settings}"
         self.digest = hashlib.sha256(told.encode()).hexdigest()
@@ -322,10 +330,7 @@ def cut(sequence: Sequence, start: int, stop: int) -> Sequence:
         InvalidTypeError: it is still encoded.
     """
     if type(sequence) is not Sequence:
-        raise InvalidTypeError(
-            f"a {type(sequence).__name__} cannot be packed: the codes of each chunk mean other ids; pack sequences "
-            f"that are decoded (decode='cpu')"
-        )
+        raise InvalidTypeError(_ENCODED)
     if start == 0 and stop == len(sequence):
         return sequence
     fields = dict(vars(sequence))

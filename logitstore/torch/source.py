@@ -88,6 +88,8 @@ class DatasetSamples:
         self.highest_id = info.totals.highest_id
         self.normalised: str = info.normalised
         self.temperature = info.temperature
+        self.sampled = "draws" in info.totals.encodings
+        self.decode = dataset.decode
         # Shuffled rows come back to the chunks of a window of blocks.
         self.dataset = dataset.with_remembered(_CHUNKS)
 
@@ -138,6 +140,11 @@ def as_samples(given: Any, columns: Iterable[str] | None = None, decode: Decodin
     if isinstance(given, Dataset):
         given = given if columns is None else given.select(columns)
         return of_dataset(given if decode is None else given.with_decoding(decode))
+    if isinstance(given, Source):
+        raise InvalidTypeError(
+            f"{type(given).__name__} has an order of its own already; give the samples that it was made of, and make a "
+            f"Mixture or Shuffled of the result"
+        )
     if not isinstance(given, Samples):
         raise InvalidTypeError(f"{type(given).__name__} is neither a path nor a Dataset, Samples or a Source")
     if columns is not None or decode is not None:
@@ -171,6 +178,7 @@ class Shuffled:
         self.logit_width = self.samples.logit_width
         self.highest_id: int | None = getattr(self.samples, "highest_id", None)
         self.normalised = self.samples.normalised
+        self.temperature: float | None = getattr(self.samples, "temperature", None)
 
     def __len__(self) -> int:
         """Samples of an epoch: all."""
@@ -218,6 +226,7 @@ class Mixture:
         widths = [getattr(source, "logit_width", None) for source in self.sources]
         self.logit_width = None if None in widths else max(width for width in widths if width is not None)
         self.highest_id = max((id_ for id_ in map(highest_id, self.sources) if id_ is not None), default=None)
+        self.temperature = common_temperature(self.sources)
         known = {getattr(source, "normalised", None) for source in self.sources}
         self.normalised = "vocabulary" if known == {"vocabulary"} else "candidates"
         parts = [f"{count} {source.digest}" for count, source in zip(self.counts, self.sources, strict=True)]
@@ -288,6 +297,16 @@ def _common_tokenizer(sources: tuple[Source, ...]) -> str | None:
         message = f"the tokenizer of some mixed sources is unknown ({unknown}): whether it is one cannot be checked"
         warnings.warn(message, LogitStoreWarning, stacklevel=3)
     return next(iter(known), None)
+
+
+def common_temperature(parts: Iterable[Any]) -> float | None:
+    """The temperature at which all logprobs were taken; None where it is not known, or with a warning, not one."""
+    known = {found for each in parts if (found := getattr(each, "temperature", None)) is not None}
+    if len(known) > 1:
+        listed = ", ".join(map(str, sorted(known)))
+        message = f"the logprobs are at different temperatures ({listed}): they are used together as they are stored"
+        warnings.warn(message, LogitStoreWarning, stacklevel=4)
+    return known.pop() if len(known) == 1 else None
 
 
 def highest_id(of: Samples | Source) -> int | None:

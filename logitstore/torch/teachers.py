@@ -9,6 +9,7 @@ much; the mass in doubt stays in the tail, and how much that may be is reported 
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -22,13 +23,18 @@ from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWar
 from logitstore.limits import ID_LIMIT
 from logitstore.shard.sequence import Sequence
 from logitstore.torch.pack import lengths_of
-from logitstore.torch.source import Samples, as_samples
+from logitstore.torch.source import Samples, as_samples, common_temperature
 
 Missing = Literal["none", "skip"]
 
 SLACK: Final = "mixture_slack"
 """Name of the column float32 [T]: the most that is missing from the stored candidates, all together; NaN where there is
 no distribution."""
+
+_DRAWS: Final = (
+    "teacher {number} holds draws of a sampled distribution; nothing bounds the probability of a token that was not "
+    "drawn, so it cannot be mixed. Use a capture of the top candidates"
+)
 
 _VERSION: Final = 1
 
@@ -69,8 +75,11 @@ class Teachers:
             raise InvalidTypeError(f"missing={missing!r}; give one of {', '.join(map(repr, get_args(Missing)))}")
         if k is not None and k < 1:
             raise InvalidInputError(f"k is {k}; a number from 1 is needed, or None")
+        if isinstance(samples, (str, os.PathLike)):
+            raise InvalidTypeError(f"{os.fspath(samples)!r} is one teacher; give a list of them")
         samples = tuple(map(as_samples, samples))
         _check_alike(samples)
+        self.temperature = common_temperature(samples)
         self.samples = samples
         self.weights = _checked_weights(weights, len(samples))
         self.k = k
@@ -283,14 +292,8 @@ def _check_alike(samples: SequenceOf[Samples]) -> None:
                 f"teacher {number} is normalised over its {each.normalised}: only ratios of its probabilities are "
                 f"known, and these cannot be mixed with another teacher's; capture it with logprobs over the vocabulary"
             )
-    temperatures = {str(known) for each in samples if (known := getattr(each, "temperature", None)) is not None}
-    if len(temperatures) > 1:
-        warnings.warn(
-            f"the teachers' logprobs are at the temperatures {', '.join(sorted(temperatures))}: they are mixed as they "
-            f"are stored",
-            LogitStoreWarning,
-            stacklevel=3,
-        )
+        if getattr(each, "sampled", False):
+            raise InvalidInputError(_DRAWS.format(number=number))
     digests = {each.tokenizer_digest for each in samples}
     if len(digests - {None}) > 1:
         raise InvalidInputError(
@@ -316,12 +319,12 @@ def _check_same(sequences: SequenceOf[Sequence], row: int) -> None:
                 f"sequences in the same order are needed"
             )
         if not np.array_equal(sequence.tokens, first.tokens):
-            raise InvalidInputError(f"sequence {first.id!r}: {_difference(first.tokens, sequence.tokens, number)}")
-        if vars(sequence).get("draws") is not None:
             raise InvalidInputError(
-                f"sequence {first.id!r}: teacher {number} holds draws of a sampled distribution; nothing bounds the "
-                f"probability of a token that was not drawn, so it cannot be mixed. Use a capture of the top candidates"
+                f"sequence {first.id!r}: {_difference(first.tokens, sequence.tokens, number)}. The same sequences are "
+                f"needed; packs of datasets differ, so mix first and pack the mixture: Packed(Teachers(...))"
             )
+        if vars(sequence).get("draws") is not None:
+            raise InvalidInputError(f"sequence {first.id!r}: {_DRAWS.format(number=number)}")
 
 
 def _difference(first: NDArray[Any], other: NDArray[Any], number: int) -> str:
