@@ -188,7 +188,7 @@ def test_what_cannot_be_packed_or_mixed(tmp_path):
     with pytest.raises(logitstore.InvalidTypeError, match="is one teacher; give a list"):
         Teachers(str(path))
     other = make(tmp_path / "e", values="float32")
-    refused(lambda: [*Teachers([Packed(path, 20), Packed(other, 20)])], "pack the mixture: Packed(Teachers(...))")
+    refused(lambda: [*Teachers([Packed(path, 9), Packed(other, 9)])], "pack the mixture: Packed(Teachers(...))")
     with logitstore.Writer(tmp_path / "drawn", teacher="t", logit_width=WIDTH) as writer:
         writer.add_draws([1, 2], [[3, 4], [5, 6]], [[2, 1], [1, 2]], [3, 3])
     drawn = logitstore.open(tmp_path / "drawn").select(["tokens", "count", "ids", "logprobs", "tail"])
