@@ -34,7 +34,7 @@ from logitstore.errors import CorruptDataError
 from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
 from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
 from logitstore.shard.encoded import EncodedSequence, relative_codes, shifts, signed
-from logitstore.shard.scalars import as_py
+from logitstore.shard.scalars import as_py, numbers
 from logitstore.shard.sequence import Sequence
 
 _TABLE_LIMIT: Final = 2**20  # above this width, a table of ids takes more memory than a chunk
@@ -199,8 +199,8 @@ class Chunk:
         self.batch = batch
         self.header = header
         self.order = _decode_order(info, header)
-        self.lengths: NDArray[np.uint32] = batch.column(1).to_numpy()
-        self.encodings: NDArray[np.uint8] = batch.column(2).to_numpy()
+        self.lengths: NDArray[np.uint32] = numbers(batch.column(1), _U32)
+        self.encodings: NDArray[np.uint8] = numbers(batch.column(2), np.dtype(np.uint8))
         self.cells = {name: batch.column(FORMAT_NAMES.index(name)) for name in _CELLS}
         self.user_names: list[str] = batch.schema.names[len(FORMAT_FIELDS) :]
 

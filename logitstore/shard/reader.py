@@ -27,6 +27,7 @@ from logitstore.shard.layout import (
     read_tail,
 )
 from logitstore.shard.message import check_message
+from logitstore.shard.scalars import numbers
 
 OPENING_BYTES: Final = 64 * 2**10
 """One read of this many bytes at the end opens a typical shard."""
@@ -209,5 +210,5 @@ def _check_batch(batch: pa.RecordBatch, entry: Any) -> None:
         raise CorruptDataError("the chunk has another number of sequences than the index says", code="chunk-counts")
     if any(batch.column(number).null_count for number in range(len(FORMAT_FIELDS))):
         raise CorruptDataError("the chunk has a null in a column of the format", code="chunk-message")
-    if int(np.sum(batch.column(1).to_numpy(), dtype=np.uint64)) != int(entry["positions"]):
+    if int(np.sum(numbers(batch.column(1), np.dtype(np.uint32)), dtype=np.uint64)) != int(entry["positions"]):
         raise CorruptDataError("the chunk has another number of positions than the index says", code="chunk-counts")

@@ -1,11 +1,13 @@
-"""Arrow's values as Python has them, the same whether pandas is installed or not."""
+"""Arrow's values as Python and numpy have them: without pandas, which pyarrow imports where it is installed."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 def as_py(value: pa.Scalar) -> Any:
@@ -19,6 +21,18 @@ def as_py(value: pa.Scalar) -> Any:
     """
     whole = _in_microseconds(value.type)
     return (value if whole == value.type else value.cast(whole)).as_py()
+
+
+def numbers(column: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The values of a column of numbers without nulls, not copied. pyarrow's `to_numpy` would import pandas.
+
+    Args:
+        column: validated, of the type that `dtype` says.
+        dtype: of numpy.
+    """
+    if len(column) == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
 
 
 @functools.lru_cache(maxsize=256)
