@@ -341,10 +341,11 @@ def test_large_numbers():
 
 
 class Array2D(pa.ExtensionType):
-    """As `datasets` stores its arrays: lists of lists under a name of its own."""
+    """As `datasets` stores its arrays: lists of lists under an extension's name. Not by its name: where `datasets` is
+    imported (TRL does so), it has registered that already."""
 
     def __init__(self):
-        super().__init__(pa.list_(pa.list_(pa.float32())), "datasets.features.features.Array2DExtensionType")
+        super().__init__(pa.list_(pa.list_(pa.float32())), "logitstore.tests.Array2D")
 
     def __arrow_ext_serialize__(self):
         return json.dumps([[2, 2], "float32"]).encode()
