@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import logitstore
-from logitstore.dataset.reader import open_shard
+from logitstore.dataset.shards import open_shard
 from logitstore.encoding.anchor import find_anchors
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +303,7 @@ def columns(work: Path) -> None:
     dataset = logitstore.open(work / "ours")
     sums: dict[str, int] = {}
     for info in dataset.info.shards:
-        shard = open_shard(dataset.path, info, dataset.info)
+        shard = open_shard(dataset.store, info, dataset.info)
         for number in range(len(shard.index)):
             batch = shard.chunk(number).batch
             for name in batch.schema.names:

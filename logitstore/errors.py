@@ -63,6 +63,14 @@ class MissingDependencyError(LogitStoreError, ImportError):
     """An optional package is needed for this; the message names the extra to install."""
 
 
+class RemoteError(LogitStoreError, ConnectionError):
+    """A server could not be reached, refused for now, or broke off again and again; it may work later."""
+
+
+class RemoteAccessError(LogitStoreError, PermissionError):
+    """A server wants another account, token, right or plan."""
+
+
 class CorruptDataError(LogitStoreError, ValueError):
     """The bytes of a dataset are not what was written, or contradict each other.
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 import logitstore
-from logitstore.dataset.reader import open_shard
+from logitstore.dataset.shards import open_shard
+from logitstore.io import LocalStore
 from logitstore.schema.manifest import MANIFEST_NAME
 from logitstore.shard.sequence import SEQUENCE_COLUMNS
 
@@ -118,7 +119,7 @@ def test_damage_names_file_chunk_and_offset(tmp_path, victim):
     path = tmp_path / "copy"
     shutil.copytree(victim, path)
     (info,) = logitstore.open(path).info.shards
-    shard = open_shard(path, info, logitstore.open(path).info)
+    shard = open_shard(LocalStore(path), info, logitstore.open(path).info)
     offset = int(shard.index["offset"][1])
     data = bytearray((path / info.path).read_bytes())
     data[offset + 100] ^= 1
@@ -223,16 +224,13 @@ def test_forged_messages_do_not_crash(tmp_path, victim):
     random = np.random.default_rng(2)
 
     class Forged:
-        path, size = "forged", len(data)
+        path, size, opening = "forged", len(data), len(data)
 
         def __init__(self, changed):
-            self.buffer = pa.py_buffer(changed)
+            self.mapping = pa.py_buffer(changed)
 
-        def read(self, offset, length):
-            return self.buffer.slice(offset, length)
-
-        def stream(self):
-            return pa.BufferReader(self.buffer)
+        def read(self, offset, length, _accept):
+            return self.mapping.slice(offset, length)
 
     refused = 0
     for _ in range(3000):

@@ -204,7 +204,7 @@ def test_open_shards_hold_no_file_descriptors(write):
 
 
 def test_at_most_a_thousand_shards_stay_open(write, monkeypatch):
-    monkeypatch.setattr("logitstore.dataset.reader._OPEN_SHARDS", 5)
+    monkeypatch.setattr("logitstore.dataset.shards._OPEN_SHARDS", 5)
     dataset = logitstore.open(write(sequences=30, shard_bytes=1, chunk_candidates=1))
     assert [s.id for s in dataset] == [str(i) for i in range(30)]
     assert len(dataset._shards._open) <= 5

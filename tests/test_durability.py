@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import logitstore
-from logitstore import io
 from logitstore.io import DurableFile, write_atomic
+from logitstore.io import files as io
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

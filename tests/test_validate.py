@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import logitstore
-from logitstore.dataset.reader import open_shard
+from logitstore.dataset.shards import open_shard
+from logitstore.io import LocalStore
 
 BAD = Path(__file__).parent.parent / "spec" / "bad"
 MANIFEST = "logitstore.json"
@@ -157,7 +158,7 @@ def shards(tmp_path, quiet, rows):
 
 def open_chunks(path, number):
     info = logitstore.open(path).info
-    return open_shard(path, info.shards[number], info).index
+    return open_shard(LocalStore(path), info.shards[number], info).index
 
 
 def name_of(number):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any, Final
 
 import click
 
-SIZE_NOTE: Final = "Sizes are written as 256MiB or 1GB, resolutions as 1/32."
+from logitstore.units import parse_size
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY: Final = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+SIZE_NOTE: Final = "Sizes are written as 256MiB or 1GB, resolutions as 1/32."
 
 
 class SizeType(click.ParamType[int]):
@@ -24,12 +21,10 @@ class SizeType(click.ParamType[int]):
         """From text."""
         if isinstance(value, int):
             return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
+        size = parse_size(str(value))
+        if size is None:
             self.fail(f"{value!r} is no size; write bytes as 1000000, 256MiB or 1GB", param, ctx)
-        unit = match[2].lower().removesuffix("b")
-        factor = _BINARY[unit[0]] if unit.endswith("i") else _UNITS[unit]
-        return int(float(match[1]) * factor)
+        return size
 
 
 class ResolutionType(click.ParamType[float]):

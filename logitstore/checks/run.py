@@ -9,13 +9,14 @@ from pathlib import Path
 from logitstore.checks.deep import DeepCheck
 from logitstore.checks.findings import Finding, Findings
 from logitstore.checks.quick import check_described, check_files, check_shard, check_tokenizer
-from logitstore.dataset.reader import open_shard, read_manifest
+from logitstore.dataset.shards import open_shard, read_manifest
 from logitstore.errors import (
     CorruptDataError,
     DatasetNotFoundError,
     IncompleteDatasetError,
     UnsupportedVersionError,
 )
+from logitstore.io import LocalStore
 from logitstore.schema import Manifest
 from logitstore.shard.reader import Shard
 
@@ -70,7 +71,7 @@ def is_valid(findings: Iterable[Finding]) -> bool:
 
 def _manifest(root: Path, findings: Findings) -> Manifest | None:
     try:
-        return read_manifest(root)
+        return read_manifest(LocalStore(root))
     except CorruptDataError as error:
         findings.add_corrupt(error, root)
     except UnsupportedVersionError as error:
@@ -85,7 +86,7 @@ def _manifest(root: Path, findings: Findings) -> Manifest | None:
 def _shard(root: Path, number: int, manifest: Manifest, findings: Findings) -> Shard | None:
     info = manifest.shards[number]
     try:
-        return open_shard(root, info, manifest)
+        return open_shard(LocalStore(root), info, manifest)
     except CorruptDataError as error:
         findings.add_corrupt(error, root)
     except UnsupportedVersionError as error:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitstore.convert.base import Import, Importer, Item, Options, Ready, Record, Tally
@@ -231,7 +232,9 @@ def _open(source: Input) -> dict[str, _Array]:
 
 def _open_npz(source: Input) -> dict[str, _Array]:
     """The arrays of an npz; a zip's members are read as streams, so that no array is ever whole in memory."""
-    archive = zipfile.ZipFile(MappedFile(source.path).stream())  # mapped: there is no descriptor to close
+    archive = zipfile.ZipFile(
+        pa.BufferReader(MappedFile(source.path).mapping)
+    )  # mapped: there is no descriptor to close
     return {
         name.removesuffix(".npy"): _npy(archive.open(name))  # type: ignore[arg-type]  # ZipExtFile reads as BinaryIO
         for name in archive.namelist()

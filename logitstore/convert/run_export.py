@@ -105,7 +105,7 @@ def _write(exporter: Exporter, dataset: Dataset, target: Path, told: Export, *, 
     return notes
 
 
-def _check_target(target: Path, exporter: Exporter, source: Path, *, overwrite: bool) -> None:
+def _check_target(target: Path, exporter: Exporter, source: Path | str, *, overwrite: bool) -> None:
     """Refuse a place where nothing can be written, or where something would be lost that no export wrote.
 
     Raises:
@@ -138,7 +138,7 @@ def _check_target(target: Path, exporter: Exporter, source: Path, *, overwrite: 
         raise InvalidInputError(f"{target} is no regular file; choose another path")
 
 
-def _check_apart(target: Path, source: Path) -> None:
+def _check_apart(target: Path, source: Path | str) -> None:
     """Refuse a place that is the dataset, holds it, or lies inside it."""
     dataset = Path(os.path.realpath(source))
     for place in (Path(os.path.realpath(target)), Path(os.path.realpath(target.parent)) / target.name):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from logitstore.dataset.reader import Dataset, open_shard
+from logitstore.dataset.reader import Dataset
+from logitstore.dataset.shards import open_shard
 from logitstore.errors import InvalidInputError
 from logitstore.shard.scalars import as_py
 
@@ -20,7 +21,7 @@ def types_of(dataset: Dataset) -> dict[str, pa.DataType]:
     names = [name for name in info.user_columns if name in dataset.columns]
     found: dict[str, pa.DataType] = {}
     for shard in info.shards if names else ():
-        found |= {each.name: each.type for each in open_shard(dataset.path, shard, info).user_fields}
+        found |= {each.name: each.type for each in open_shard(dataset.store, shard, info).user_fields}
         if found.keys() >= set(names):
             break
     return {name: found.get(name, pa.utf8()) for name in names}

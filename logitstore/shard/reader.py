@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +28,6 @@ from logitstore.shard.layout import (
 )
 from logitstore.shard.message import check_message
 from logitstore.shard.scalars import numbers
-
-OPENING_BYTES: Final = 64 * 2**10
-"""One read of this many bytes at the end opens a typical shard."""
 
 
 class Shard:
@@ -55,23 +52,28 @@ class Shard:
             raise UnsupportedVersionError(f"{source.path}: {error}") from error
 
     def _open(self) -> None:
-        size = self._source.size
-        length = min(OPENING_BYTES, size)
-        end = self._source.read(size - length, length)
+        size, length = self._source.size, self._source.opening
+        end = self._source.read(size - length, length, lambda end: _ends_a_shard(end, size))
         self.tail = read_tail(end.slice(max(0, length - TAIL_BYTES)).to_pybytes(), size)
         self.tail_digest = end.slice(length - 24, 16).to_pybytes().hex()
         index_bytes = self.tail.chunks * INDEX_DTYPE.itemsize
-        self.index = read_index(self._part(end, self.tail.index_offset, index_bytes).to_pybytes(), self.tail)
+        index = self._part(end, self.tail.index_offset, index_bytes, self.tail.index_digest)
+        self.index = read_index(index.to_pybytes(), self.tail)
         self.starts = [0, *accumulate(self.index["sequences"].tolist())]
+        self._schema_message = self._part(end, 0, self.tail.schema_bytes, self.tail.schema_digest)
         self.schema, self.header = self._read_schema()
 
-    def _part(self, end: pa.Buffer, offset: int, length: int) -> pa.Buffer:
+    def _part(self, end: pa.Buffer, offset: int, length: int, expected: bytes) -> pa.Buffer:
         """Bytes near the end of the file: from what was read already where it holds them."""
         start = offset - (self._source.size - end.size)
-        return end.slice(start, length) if start >= 0 else self._source.read(offset, length)
+        return end.slice(start, length) if start >= 0 else self._read(offset, length, expected)
+
+    def _read(self, offset: int, length: int, expected: bytes) -> pa.Buffer:
+        """Bytes that should have this digest, which the caller still checks."""
+        return self._source.read(offset, length, lambda data: digest(data) == expected)
 
     def _read_schema(self) -> tuple[pa.Schema, ShardHeader]:
-        message = self._source.read(0, self.tail.schema_bytes)
+        message = self._schema_message
         if digest(message) != self.tail.schema_digest:
             raise CorruptDataError("the schema message's bytes do not have its digest", code="shard-schema", offset=0)
         try:
@@ -115,14 +117,18 @@ class Shard:
     def _read_chunk(self, number: int) -> Chunk:
         entry = self.index[number]
         offset, length = int(entry["offset"]), int(entry["length"])
-        verified = number in self._verified
+        mapping = self._source.mapping
+        verified = mapping is not None and number in self._verified
         if not verified:
-            message = self._source.read(offset, length)
+            message = self._read(offset, length, entry["digest"].tobytes())
             if digest(message) != entry["digest"].tobytes():
                 raise CorruptDataError("the chunk's bytes do not have the digest of the index", code="chunk-digest")
             check_message(message)
+            if mapping is None:  # a stream of this chunk alone: what is parsed is what was verified
+                mapping = pa.py_buffer(self._schema_message.to_pybytes() + memoryview(message))
+                offset = self._schema_message.size
         try:
-            stream = self._source.stream()
+            stream = pa.BufferReader(mapping)
             reader = pa.ipc.open_stream(stream)
             stream.seek(offset)
             batch, metadata = reader.read_next_batch_with_custom_metadata()
@@ -154,7 +160,7 @@ class Shard:
             CorruptDataError: the bytes are not what was written.
         """
         length = self.tail.sequences * HASH_DTYPE.itemsize
-        data = self._source.read(self.tail.hashes_offset, length)
+        data = self._read(self.tail.hashes_offset, length, self.tail.hashes_digest)
         if digest(data) != self.tail.hashes_digest:
             raise CorruptDataError(
                 "the id hashes' bytes do not have their digest",
@@ -185,6 +191,18 @@ class Shard:
                 path=self.path,
                 offset=self.tail.chunks_end,
             )
+
+
+def _ends_a_shard(end: pa.Buffer, size: int) -> bool:
+    """Whether bytes end with an undamaged tail, and the index before it, where it is among them, is undamaged."""
+    try:
+        tail = read_tail(end.slice(max(0, end.size - TAIL_BYTES)).to_pybytes(), size)
+    except UnsupportedVersionError:
+        return True
+    except CorruptDataError:
+        return False
+    start, length = tail.index_offset - (size - end.size), tail.chunks * INDEX_DTYPE.itemsize
+    return start < 0 or digest(end.slice(start, length)) == tail.index_digest
 
 
 def _check_schema(schema: pa.Schema) -> None:

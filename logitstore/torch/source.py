@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -136,7 +135,7 @@ def as_samples(given: Any, columns: Iterable[str] | None = None, decode: Decodin
         DatasetNotFoundError: there is no dataset at the path.
     """
     if isinstance(given, (str, os.PathLike)):
-        given = logitstore.open(Path(given))
+        given = logitstore.open(given)
     if isinstance(given, Dataset):
         given = given if columns is None else given.select(columns)
         return of_dataset(given if decode is None else given.with_decoding(decode))

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import pyarrow as pa
 
@@ -17,29 +17,16 @@ from logitstore.errors import CorruptDataError, DatasetExistsError, SourceNotFou
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from logitstore.io.source import Accept
+
+OPENING_BYTES: Final = 64 * 2**10
+"""One read of this many bytes at the end opens a typical shard."""
+
 SYNC_BYTES: Final = 64 * 2**20
 """Written bytes are synced to the disk at the latest after this many."""
 
 SYNC_SECONDS: Final = 10.0
 """Written bytes are synced at the latest after this many seconds of writing."""
-
-
-class ByteSource(Protocol):
-    """Something whose bytes can be read in ranges: a mapped file, or a remote one."""
-
-    @property
-    def path(self) -> str:
-        """Name for messages."""
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-
-    def read(self, offset: int, length: int) -> pa.Buffer:
-        """These bytes; the caller has checked the range against `size`."""
-
-    def stream(self) -> pa.NativeFile:
-        """A new seekable Arrow stream over all bytes."""
 
 
 class MappedFile:
@@ -58,14 +45,16 @@ class MappedFile:
             with pa.memory_map(self.path) as file:
                 self._buffer = file.read_buffer()  # keeps the mapping alive without the descriptor
         self.size = self._buffer.size
+        self.opening = min(OPENING_BYTES, self.size)
 
-    def read(self, offset: int, length: int) -> pa.Buffer:
-        """These bytes, without a copy."""
+    @property
+    def mapping(self) -> pa.Buffer:
+        """All bytes."""
+        return self._buffer
+
+    def read(self, offset: int, length: int, accept: Accept | None = None) -> pa.Buffer:  # noqa: ARG002
+        """These bytes, without a copy; reading them again would not change them."""
         return self._buffer.slice(offset, length)
-
-    def stream(self) -> pa.NativeFile:
-        """A new stream over the mapping; Arrow reads from it without a copy."""
-        return pa.BufferReader(self._buffer)
 
 
 def regular_size(path: Path) -> int:

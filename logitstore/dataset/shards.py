@@ -1,0 +1,255 @@
+"""The shards of a dataset as a reader needs them: opened when touched, asked for ahead where that saves waiting."""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
+from typing import Any, Final
+
+from logitstore.dataset.ahead import Ahead
+from logitstore.errors import (
+    CorruptDataError,
+    DatasetNotFoundError,
+    IncompleteDatasetError,
+    SourceNotFoundError,
+    UnsupportedVersionError,
+)
+from logitstore.io import Store
+from logitstore.limits import MANIFEST_BYTES
+from logitstore.schema import Manifest, ShardInfo, parse_manifest
+from logitstore.schema.manifest import MANIFEST_NAME
+from logitstore.shard.chunk import Chunk
+from logitstore.shard.reader import Shard
+
+_OPEN_SHARDS: Final = 1024  # mappings kept at once, far below what systems allow a process
+
+REMEMBERED_BYTES: Final = 64 * 2**20
+"""The most bytes of chunks that were fetched which are remembered; mapped ones take no memory of their own."""
+
+AHEAD_BYTES: Final = 32 * 2**20
+"""So many bytes of chunks are fetched before they are asked for."""
+
+AHEAD_CHUNKS: Final = 64
+AHEAD_SHARDS: Final = 16
+
+Run = tuple[int, int, Any]
+"""(shard, chunk, which of its rows) that are read together."""
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a dataset, verified.
+
+    Args:
+        store: the dataset's files.
+
+    Raises:
+        DatasetNotFoundError: there is none.
+        IncompleteDatasetError: its writer has not finished.
+        CorruptDataError: the manifest is damaged.
+        UnsupportedVersionError: this release cannot read it.
+        RemoteError: it cannot be fetched.
+    """
+    path = store.where(MANIFEST_NAME)
+    attempts = 3 if store.remote else 1  # what a network damaged comes whole another time
+    while True:
+        attempts -= 1
+        try:
+            return parse_manifest(store.small(MANIFEST_NAME, MANIFEST_BYTES))
+        except SourceNotFoundError:
+            if store.has_shards():
+                raise IncompleteDatasetError(
+                    f"{store.name} has shards but no {MANIFEST_NAME}: it is still being written, or its writer was "
+                    f"stopped"
+                ) from None
+            raise DatasetNotFoundError(
+                f"{store.name} is no logitstore dataset: there is no {MANIFEST_NAME} in it"
+            ) from None
+        except CorruptDataError as error:
+            if attempts == 0 or error.code != "manifest":
+                raise error.at(path=path) from error
+        except UnsupportedVersionError as error:
+            raise UnsupportedVersionError(f"{path}: {error}") from error
+
+
+def open_shard(store: Store, info: ShardInfo, manifest: Manifest) -> Shard:
+    """Open one shard and check that it is the one the manifest names.
+
+    Raises:
+        CorruptDataError: it is missing, damaged, or another.
+        UnsupportedVersionError: this release cannot read it.
+        RemoteError: it cannot be fetched.
+    """
+    path = store.where(info.path)
+    try:
+        source = store.shard(info)
+        if source.size != info.bytes:
+            raise CorruptDataError(
+                f"the shard has {source.size} bytes, the manifest says {info.bytes}", code="shard-size", path=path
+            )
+        shard = Shard(source)
+    except SourceNotFoundError:
+        raise CorruptDataError("the shard is missing", code="shard-missing", path=path) from None
+    said = (info.tail_digest, info.sequences, info.positions, info.candidates)
+    tail = shard.tail
+    if said != (shard.tail_digest, tail.sequences, tail.positions, tail.candidates):
+        raise CorruptDataError("this is not the shard that the manifest names", code="shard-other", path=path)
+    if not manifest.header_agrees(shard.header):
+        raise CorruptDataError(
+            "the shard's header and the manifest disagree about logit width, normalisation, temperature or resolution",
+            code="shard-header",
+            path=path,
+        )
+    return shard
+
+
+class Shards:
+    """The shards of a dataset, each opened when it is first touched and checked against the manifest."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, remembered: int = 1) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.infos = manifest.shards
+        self.starts = [0, *accumulate(info.sequences for info in self.infos)]
+        self.remembered = remembered
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._open: dict[int, Shard] = {}
+        self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
+        self._ahead = Ahead()
+        self._waiting: deque[int] = deque()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_open", "_chunks", "_ahead", "_waiting"}  # a mapping belongs to its process, and so does a thread
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        self.__dict__.update(fields)
+        self._fresh()
+
+    def __getitem__(self, number: int) -> Shard:
+        """One shard.
+
+        Raises:
+            CorruptDataError: it is missing, damaged, or not the one that the manifest names.
+            UnsupportedVersionError: this release cannot read it.
+            RemoteError: it cannot be fetched.
+        """
+        shard = self._open.get(number)
+        if shard is None:
+            shard = self._ahead.take(number)
+            if shard is None:
+                shard = open_shard(self.store, self.infos[number], self.manifest)
+            # Single dictionary operations: threads may open a shard twice, which harms nothing.
+            while len(self._open) >= _OPEN_SHARDS:
+                with contextlib.suppress(StopIteration, RuntimeError):
+                    self._open.pop(next(iter(self._open)), None)
+            self._open[number] = shard
+        return shard
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(shard, row in the shard) of a row of the dataset."""
+        number = bisect_right(self.starts, row) - 1
+        return number, row - self.starts[number]
+
+    def chunk(self, number: int, chunk: int) -> Chunk:
+        """One chunk of a shard; the last ones are remembered, for rows that are read one after another."""
+        # Single dictionary operations, for threads: another one may have dropped the chunk meanwhile.
+        place = number, chunk
+        read = self._chunks.get(place)
+        if read is not None:
+            with contextlib.suppress(KeyError):
+                self._chunks.move_to_end(place)
+            return read
+        read = self._ahead.take(place)
+        if read is None:
+            read = self[number].chunk(chunk)
+        self._chunks[place] = read
+        while len(self._chunks) > self._remembered(read):
+            with contextlib.suppress(KeyError):
+                self._chunks.popitem(last=False)
+        return read
+
+    def _remembered(self, chunk: Chunk) -> int:
+        if not self.store.remote:
+            return self.remembered
+        return max(1, min(self.remembered, REMEMBERED_BYTES // max(1, int(chunk.batch.nbytes))))
+
+    def in_order(self, runs: Iterator[Run], rows: range) -> Iterator[Run]:
+        """The same runs; those of a remote dataset are fetched while others are worked on.
+
+        Args:
+            runs: may open shards as it goes; those that follow are being opened meanwhile.
+            rows: of the dataset, in the order of the runs.
+        """
+        if not self.store.remote:
+            yield from runs
+            return
+        window: deque[tuple[Run, int]] = deque()
+        touched = self._touched(rows)
+        held, seen, following = 0, -1, 0
+        try:
+            for run in runs:
+                number, chunk, _ = run
+                if number != seen:
+                    following = touched.index(number, following) + 1
+                    self._expect_shards(touched[following : following + AHEAD_SHARDS])
+                    seen = number
+                length = int(self[number].index["length"][chunk])
+                self._expect_chunk(number, chunk)
+                window.append((run, length))
+                held += length
+                while held > AHEAD_BYTES or len(window) > AHEAD_CHUNKS:
+                    first, length = window.popleft()
+                    held -= length
+                    yield first
+            while window:
+                yield window.popleft()[0]
+        finally:
+            self._ahead.forget([(number, chunk) for (number, chunk, _), _ in window])
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Say which rows of a remote dataset will be read soon: their chunks are fetched meanwhile."""
+        if not self.store.remote:
+            return
+        self._waiting.extend(rows)
+        for _ in range(len(self._waiting)):
+            row = self._waiting.popleft()
+            number, place = self.locate(row)
+            shard = self._open.get(number) or self._ahead.done(number)
+            if shard is not None:
+                self._expect_chunk(number, shard.locate(place)[0])
+                continue
+            self._expect_shard(number)
+            if len(self._waiting) < 4 * AHEAD_CHUNKS:
+                self._waiting.append(row)
+
+    def _touched(self, rows: range) -> list[int]:
+        """The shards that hold some of the rows, in the rows' order."""
+        ascending = rows if rows.step > 0 else rows[::-1]
+        numbers = [
+            number
+            for number, (start, end) in enumerate(pairwise(self.starts))
+            if bisect_left(ascending, start) < bisect_left(ascending, end)
+        ]
+        return numbers if rows is ascending else numbers[::-1]
+
+    def _expect_shards(self, numbers: list[int]) -> None:
+        """Open these, as far as their bytes fit the window."""
+        ahead = 0
+        for number in numbers:
+            self._expect_shard(number)
+            ahead += self.infos[number].bytes
+            if ahead > AHEAD_BYTES:
+                break
+
+    def _expect_shard(self, number: int) -> None:
+        if number not in self._open:
+            self._ahead.start(number, open_shard, self.store, self.infos[number], self.manifest)
+
+    def _expect_chunk(self, number: int, chunk: int) -> None:
+        if (number, chunk) not in self._chunks:
+            self._ahead.start((number, chunk), self[number].chunk, chunk)

@@ -1,0 +1,170 @@
+"""Ranges of files over HTTP, asked for until they are whole.
+
+Through the session of huggingface_hub, so that proxies, certificates and hooks are those that its users set. Its
+releases 1.x are made of httpx and 2.x of httpx2; nothing here names either.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError  # httpx's or httpx2's: base of their errors
+from huggingface_hub.utils import get_session
+
+from logitstore.errors import CorruptDataError, LogitStoreError, RemoteError
+
+TRIES: Final = 6
+"""So many answers in a row without anything new end a fetch."""
+
+BACKOFF_SECONDS = 0.5
+"""The first wait after a failure; each further one is twice as long, up to 8 seconds."""
+
+_LONGEST_WAIT: Final = 300.0  # the Hub counts its requests over 5 minutes
+_PART: Final = 2**18
+_PROGRESS: Final = 2**20
+_TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524))
+_EXPIRED: Final = frozenset((400, 401, 403, 404, 410))  # what storage answers to a URL that is no longer valid
+_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_RESET: Final = re.compile(r"\bt=(\d+)")
+
+FAILURES: Final = (HTTPError, OSError, RuntimeError)
+"""What requests fail with; RuntimeError when another thread renewed the session."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to ask for a file.
+
+    Attributes:
+        url: may hold a signature: never shown.
+        headers: may hold a token: never shown.
+        lasting: whether asking for another address of the same file is useless.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False, default_factory=dict)
+    lasting: bool = False
+
+
+@dataclass
+class _Range:
+    """A range on its way: bytes [offset + done, offset + length) are still to come."""
+
+    offset: int
+    length: int
+    sink: Callable[[bytes], None]
+    name: str
+    done: int = 0
+
+
+def fetch(
+    address: Callable[[bool], Address], offset: int, length: int, sink: Callable[[bytes], None], name: str
+) -> None:
+    """Fetch a range; what arrived is kept over dropped connections, and the rest asked for.
+
+    Args:
+        address: gives the address; with True another one, because the last one is no longer valid.
+        offset: first byte.
+        length: number of bytes; 0 asks nothing.
+        sink: gets the bytes in order, exactly `length` of them, unless it fails.
+        name: the file, for messages.
+
+    Raises:
+        RemoteError: it could not be had, though asked for again and again.
+        CorruptDataError: the file is shorter.
+    """
+    wanted = _Range(offset, length, sink, name)
+    failures, best, renew = 0, 0, False
+    while wanted.done < length:
+        wait = 0.0
+        try:
+            where = address(renew)
+            renew = False
+            status, wait = _ask(where, wanted)
+            reason = f"status {status}" if status >= 300 else "a cut-off answer"
+            if status in _EXPIRED:
+                renew, wait = True, 0.01
+                if where.lasting or failures >= TRIES // 2:
+                    raise RemoteError(f"{name}: refused with status {status}")
+        except FAILURES as error:
+            if isinstance(error, LogitStoreError):
+                raise
+            reason = type(error).__name__
+        if wanted.done >= best + _PROGRESS:
+            best, failures = wanted.done, 0
+        if wanted.done < length:
+            failures += 1
+            if failures >= TRIES:
+                raise RemoteError(
+                    f"{name}: bytes {offset + wanted.done} to {offset + length} could not be fetched ({reason}, "
+                    f"{TRIES} times); try again later"
+                )
+            pause(wait or backoff(failures))
+
+
+def _ask(where: Address, wanted: _Range) -> tuple[int, float]:
+    """One request: (status, seconds that the server wants us to wait)."""
+    first, last = wanted.offset + wanted.done, wanted.offset + wanted.length - 1
+    headers = {**where.headers, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+    with get_session().stream(
+        "GET", where.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=False
+    ) as response:
+        status = int(response.status_code)
+        if status in _TRANSIENT or status in _EXPIRED:
+            return status, waiting(response.headers)
+        if status == 416:
+            raise CorruptDataError(
+                f"the file ends before byte {last}, where the manifest says more", code="shard-size", path=wanted.name
+            )
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if status != 206 or found is None or int(found[1]) != first:
+            raise RemoteError(f"{wanted.name}: its server does not answer with the range that was asked for ({status})")
+        for part in response.iter_raw(_PART):
+            kept = part[: wanted.length - wanted.done]
+            wanted.sink(kept)
+            wanted.done += len(kept)
+            if wanted.done == wanted.length:
+                break
+    return status, 0.0
+
+
+def waiting(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks for before the next request: `Retry-After`, or the reset of its `RateLimit`."""
+    text = headers.get("Retry-After", "")
+    if not text.isdigit():
+        found = _RESET.search(headers.get("RateLimit", ""))
+        text = found[1] if found else ""
+    return min(float(text) + 0.1, _LONGEST_WAIT) if text.isdigit() else 0.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures, scattered so that many readers do not come back at once."""
+    return float(min(BACKOFF_SECONDS * 2 ** (failures - 1), 8.0) * random.uniform(0.75, 1.25))  # noqa: S311
+
+
+def pause(seconds: float) -> None:
+    """Wait, but not longer than the program lives: an interpreter that ends waits for its threads."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if not threading.main_thread().is_alive():
+            raise RemoteError("the program ends")
+        time.sleep(min(left, 0.25))
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs have scheme, host and port in common."""
+    a, b = urlsplit(one), urlsplit(other)
+    return (a.scheme, a.hostname, _port(a)) == (b.scheme, b.hostname, _port(b))
+
+
+def _port(parts: Any) -> int | None:
+    port: int | None = parts.port
+    return port if port is not None else {"http": 80, "https": 443}.get(parts.scheme)

@@ -1,0 +1,183 @@
+"""What all remote stores have in common: ranges that are verified, fetched again where they are damaged, and kept."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from logitstore.errors import CorruptDataError, SourceNotFoundError
+from logitstore.io.cache import cache
+from logitstore.io.files import OPENING_BYTES
+from logitstore.io.source import Accept
+from logitstore.limits import CHUNK_CANDIDATES, CHUNK_POSITIONS, CHUNK_SEQUENCES
+from logitstore.schema import ShardInfo
+from logitstore.schema.manifest import FileInfo
+
+ATTEMPTS: Final = 3
+"""How often bytes are fetched that arrive damaged."""
+
+_folders: dict[tuple[int, str, str, tuple[FileInfo, ...]], Path] = {}
+
+_TAIL_BYTES: Final = 128
+_ENTRY_BYTES: Final = 48
+
+
+@dataclass(frozen=True)
+class RemoteStore(ABC):
+    """Files that are read in ranges over a network."""
+
+    remote = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its URL, for messages."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What the bytes that are kept belong to: nobody else's dataset may answer for this one."""
+
+    @abstractmethod
+    def where(self, path: str) -> str:
+        """URL of a file, for messages."""
+
+    @abstractmethod
+    def fetch(self, path: str, offset: int, length: int, sink: Callable[[bytes], None]) -> None:
+        """Hand a range of a file to `sink`, in order and whole.
+
+        Raises:
+            SourceNotFoundError: there is no such file.
+            CorruptDataError: it is shorter.
+            RemoteError: it cannot be had now.
+        """
+
+    @abstractmethod
+    def small(self, path: str, limit: int) -> bytes:
+        """The whole of a small file."""
+
+    def shard(self, info: ShardInfo) -> RemoteFile:
+        """A shard; nothing is asked yet."""
+        return RemoteFile(self, info.path, info.bytes, info.sha256, opening_bytes(info))
+
+    def folder(self, name: str, files: Iterable[FileInfo]) -> Path:
+        """A temporary directory with these files, verified; it is there until the process ends."""
+        files = tuple(files)
+        key = (os.getpid(), self.identity, name, files)
+        if key not in _folders:
+            directory = Path(tempfile.mkdtemp(prefix=f"logitstore-{name}-"))
+            atexit.register(_remove, directory, os.getpid())
+            for file in files:
+                (directory / Path(file.path).name).write_bytes(self._whole(file))
+            _folders[key] = directory
+        return _folders[key]
+
+    def _whole(self, file: FileInfo) -> pa.Buffer:
+        source = RemoteFile(self, file.path, file.bytes, file.sha256, 0)
+        try:
+            data = source.read(0, file.bytes, lambda data: _sha256(data) == file.sha256)
+        except SourceNotFoundError:
+            raise CorruptDataError("the file is missing", code="tokenizer-file", path=source.path) from None
+        if _sha256(data) != file.sha256:
+            raise CorruptDataError(
+                "it is not the file that the manifest describes", code="tokenizer-file", path=source.path
+            )
+        return data
+
+    def has_shards(self) -> bool:
+        """Not known: a network's files are not listed."""
+        return False
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a remote store, by ranges. What is accepted is kept in the cache, and looked for there first.
+
+    Attributes:
+        store: the store.
+        name: path in it.
+        size: in bytes, as the manifest says.
+        sha256: of the file, as the manifest says.
+        opening: how many bytes at the end to read first.
+    """
+
+    store: RemoteStore
+    name: str
+    size: int
+    sha256: str
+    opening: int
+
+    @property
+    def path(self) -> str:
+        """Its URL."""
+        return self.store.where(self.name)
+
+    @property
+    def mapping(self) -> None:
+        """Nothing is mapped."""
+        return
+
+    def read(self, offset: int, length: int, accept: Accept | None = None) -> pa.Buffer:
+        """These bytes: from the cache, else fetched, up to three times where they are not accepted.
+
+        Raises:
+            SourceNotFoundError: there is no such file.
+            CorruptDataError: it is shorter.
+            RemoteError: it cannot be had now.
+        """
+        if accept is None:
+            return self._fetch(offset, length)
+        key = f"{self.store.identity} {self.sha256} {offset} {length}"
+        data = cache().get(key)
+        if data is not None and data.size == length and accept(data):
+            return data
+        for _ in range(ATTEMPTS):
+            data = self._fetch(offset, length)
+            if accept(data):
+                cache().put(key, data)
+                break
+        return data
+
+    def _fetch(self, offset: int, length: int) -> pa.Buffer:
+        buffer = pa.allocate_buffer(length)
+        view, at = memoryview(buffer), 0
+
+        def take(part: bytes) -> None:
+            nonlocal at
+            view[at : at + len(part)] = part
+            at += len(part)
+
+        self.store.fetch(self.name, offset, length, take)
+        return buffer
+
+
+def opening_bytes(info: ShardInfo) -> int:
+    """How many bytes at the end of a shard hold its tail and, as a rule, its index; all of a small shard.
+
+    Written by default settings, a chunk closes at one of three counts. Reading a little more than needed costs less
+    than a second request, and at most a hundredth of the shard.
+    """
+    chunks = 2 + max(
+        info.candidates // CHUNK_CANDIDATES, info.positions // CHUNK_POSITIONS, info.sequences // CHUNK_SEQUENCES
+    )
+    wanted = max(_TAIL_BYTES + _ENTRY_BYTES * (chunks + chunks // 4), min(OPENING_BYTES, info.bytes // 128))
+    return info.bytes if info.bytes <= OPENING_BYTES else min(wanted, info.bytes)
+
+
+def _sha256(data: pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _remove(directory: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a child that was forked
+        shutil.rmtree(directory, ignore_errors=True)
