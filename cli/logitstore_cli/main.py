@@ -19,6 +19,8 @@ COMMANDS = {
     "export": "logitstore_cli.export",
     "head": "logitstore_cli.head",
     "info": "logitstore_cli.info",
+    "pull": "logitstore_cli.pull",
+    "push": "logitstore_cli.push",
     "validate": "logitstore_cli.validate",
 }
 

@@ -55,6 +55,13 @@ def progress_bar() -> Progress:
     )
 
 
+def quiet_client() -> None:
+    """Leave progress to our own bar: the Hub's client draws several."""
+    from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 - takes longer than most commands
+
+    disable_progress_bars()
+
+
 def size(n: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -1,7 +1,8 @@
-"""What a writer wrote, counted and measured as it goes."""
+"""What a writer wrote, counted and measured as it goes; and what shards hold, counted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +13,8 @@ from logitstore.dataset.alignment import Alignment
 from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, decode_values
+from logitstore.shard.chunk import OPTIONAL_TYPES
+from logitstore.shard.reader import Shard
 
 MEASURED: Final = 16
 """What rounding cost is measured on one sequence of so many: decoding all of them would slow writing down."""
@@ -86,3 +89,28 @@ class Summary:
         shift = ragged.row_sums(weight * error, given.count)[scored] / sums[scored]
         moved = ragged.row_sums(weight * np.exp(-error), given.count)[scored] / sums[scored]
         self.kl_sum += float((shift + np.log(moved)).sum())
+
+
+def tally(shards: Iterable[Shard]) -> Summary:
+    """Count what shards hold, as a manifest's totals do: reads every chunk, and decodes the ids alone.
+
+    Raises:
+        CorruptDataError: a shard is damaged.
+    """
+    summary = Summary()
+    for shard in shards:
+        summary.bytes += shard.tail.file_bytes
+        for number in range(len(shard.index)):
+            chunk = shard.chunk(number)
+            for place in range(len(chunk)):
+                for name in OPTIONAL_TYPES:
+                    if chunk.cells[name][place].as_buffer().size:
+                        summary.columns[name] = summary.columns.get(name, 0) + 1
+                label = chunk.encoding(place).label
+                summary.encodings[label] = summary.encodings.get(label, 0) + 1
+                sequence = chunk.sequence(place, frozenset(["ids"]))
+                summary.sequences += 1
+                summary.positions += len(sequence.count)
+                summary.candidates += len(sequence.ids)
+                summary.highest_id = max(summary.highest_id, int(sequence.ids.max()) if len(sequence.ids) else -1)
+    return summary

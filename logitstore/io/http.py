@@ -65,8 +65,17 @@ class _Range:
     done: int = 0
 
 
+def _program_lives() -> bool:
+    return threading.main_thread().is_alive()
+
+
 def fetch(
-    address: Callable[[bool], Address], offset: int, length: int, sink: Callable[[bytes], None], name: str
+    address: Callable[[bool], Address],
+    offset: int,
+    length: int,
+    sink: Callable[[bytes], None],
+    name: str,
+    wanted: Callable[[], bool] = _program_lives,
 ) -> None:
     """Fetch a range; what arrived is kept over dropped connections, and the rest asked for.
 
@@ -76,19 +85,20 @@ def fetch(
         length: number of bytes; 0 asks nothing.
         sink: gets the bytes in order, exactly `length` of them, unless it fails.
         name: the file, for messages.
+        wanted: whether it still is; asked while waiting.
 
     Raises:
-        RemoteError: it could not be had, though asked for again and again.
+        RemoteError: it could not be had, though asked for again and again, or is not wanted any more.
         CorruptDataError: the file is shorter.
     """
-    wanted = _Range(offset, length, sink, name)
+    asked = _Range(offset, length, sink, name)
     failures, best, renew = 0, 0, False
-    while wanted.done < length:
+    while asked.done < length:
         wait = 0.0
         try:
             where = address(renew)
             renew = False
-            status, wait = _ask(where, wanted)
+            status, wait = _ask(where, asked)
             reason = f"status {status}" if status >= 300 else "a cut-off answer"
             if status in _EXPIRED:
                 renew, wait = True, 0.01
@@ -98,21 +108,21 @@ def fetch(
             if isinstance(error, LogitStoreError):
                 raise
             reason = type(error).__name__
-        if wanted.done >= best + _PROGRESS:
-            best, failures = wanted.done, 0
-        if wanted.done < length:
+        if asked.done >= best + _PROGRESS:
+            best, failures = asked.done, 0
+        if asked.done < length:
             failures += 1
             if failures >= TRIES:
                 raise RemoteError(
-                    f"{name}: bytes {offset + wanted.done} to {offset + length} could not be fetched ({reason}, "
+                    f"{name}: bytes {offset + asked.done} to {offset + length} could not be fetched ({reason}, "
                     f"{TRIES} times); try again later"
                 )
-            pause(wait or backoff(failures))
+            pause(wait or backoff(failures), wanted)
 
 
-def _ask(where: Address, wanted: _Range) -> tuple[int, float]:
+def _ask(where: Address, asked: _Range) -> tuple[int, float]:
     """One request: (status, seconds that the server wants us to wait)."""
-    first, last = wanted.offset + wanted.done, wanted.offset + wanted.length - 1
+    first, last = asked.offset + asked.done, asked.offset + asked.length - 1
     headers = {**where.headers, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
     with get_session().stream(
         "GET", where.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=False
@@ -122,16 +132,16 @@ def _ask(where: Address, wanted: _Range) -> tuple[int, float]:
             return status, waiting(response.headers)
         if status == 416:
             raise CorruptDataError(
-                f"the file ends before byte {last}, where the manifest says more", code="shard-size", path=wanted.name
+                f"the file ends before byte {last}, where the manifest says more", code="shard-size", path=asked.name
             )
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if status != 206 or found is None or int(found[1]) != first:
-            raise RemoteError(f"{wanted.name}: its server does not answer with the range that was asked for ({status})")
+            raise RemoteError(f"{asked.name}: its server does not answer with the range that was asked for ({status})")
         for part in response.iter_raw(_PART):
-            kept = part[: wanted.length - wanted.done]
-            wanted.sink(kept)
-            wanted.done += len(kept)
-            if wanted.done == wanted.length:
+            kept = part[: asked.length - asked.done]
+            asked.sink(kept)
+            asked.done += len(kept)
+            if asked.done == asked.length:
                 break
     return status, 0.0
 
@@ -150,12 +160,16 @@ def backoff(failures: int) -> float:
     return float(min(BACKOFF_SECONDS * 2 ** (failures - 1), 8.0) * random.uniform(0.75, 1.25))  # noqa: S311
 
 
-def pause(seconds: float) -> None:
-    """Wait, but not longer than the program lives: an interpreter that ends waits for its threads."""
+def pause(seconds: float, wanted: Callable[[], bool] = _program_lives) -> None:
+    """Wait, but not longer than anybody wants: an interpreter that ends waits for its threads.
+
+    Raises:
+        RemoteError: nobody does.
+    """
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if not threading.main_thread().is_alive():
-            raise RemoteError("the program ends")
+        if not wanted():
+            raise RemoteError("stopped")
         time.sleep(min(left, 0.25))
 
 

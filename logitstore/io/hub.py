@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -11,7 +13,7 @@ from urllib.parse import quote, unquote
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
-from logitstore.errors import CorruptDataError, DatasetNotFoundError, InvalidInputError, RemoteError
+from logitstore.errors import CorruptDataError, DatasetNotFoundError, InvalidInputError
 from logitstore.io.client import Client, call
 from logitstore.io.http import Address, fetch, same_origin
 from logitstore.io.remote import RemoteStore
@@ -73,6 +75,7 @@ class HubPlace:
 class _Known:
     address: Address
     size: int | None
+    etag: str | None
     until: float
 
 
@@ -121,50 +124,49 @@ class HubStore(RemoteStore):
         """URL of a file."""
         return f"{self.name}/{path}"
 
-    def fetch(self, path: str, offset: int, length: int, sink: Any) -> None:
-        """Hand a range of a file to `sink`."""
-        fetch(lambda renew: self._known_file(path, renew=renew).address, offset, length, sink, self.where(path))
+    def fetch(
+        self,
+        path: str,
+        offset: int,
+        length: int,
+        sink: Callable[[bytes], None],
+        wanted: Callable[[], bool] | None = None,
+    ) -> None:
+        """Hand a range of a file to `sink`, as long as it is wanted."""
 
-    def size(self, path: str) -> int:
-        """Size of a file in bytes, as the Hub says.
+        def address(renew: bool) -> Address:  # noqa: FBT001 - the one thing to say
+            return self._known_file(path, renew=renew).address
 
-        Raises:
-            SourceNotFoundError: there is no such file.
-            RemoteError: the Hub does not say.
-        """
-        known = self._known_file(path, renew=False)
-        if known.size is None:
-            raise RemoteError(f"{self.where(path)}: the Hub does not say how large it is")
-        return known.size
+        told = {} if wanted is None else {"wanted": wanted}
+        fetch(address, offset, length, sink, self.where(path), **told)
 
     def small(self, path: str, limit: int) -> bytes:
         """The whole of a small file: one request, as a rule, because the Hub itself holds it."""
-        url = self._url(path)
-        return call(f"{self.where(path)}: cannot be read", self._get, url, path, limit)
+        return call(f"{self.where(path)}: cannot be read", self._get, path, limit)
 
-    def _get(self, url: str, path: str, limit: int) -> bytes:
+    def _get(self, path: str, limit: int) -> bytes:
         headers = {**self.client.headers(), "Accept-Encoding": "identity"}
+        data = bytearray()
         with get_session().stream(
-            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=False
+            "GET", self._url(path), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=False
         ) as response:
             if response.is_redirect:  # stored beside the repository, as large files are
-                size = self.size(path)
-                if size > limit:
+                known = self._known_file(path, renew=True)
+                if known.size is None or known.size > limit:
                     raise self._too_large(path, limit)
-                data = bytearray()
-                self.fetch(path, 0, size, data.extend)
-                return bytes(data)
-            if response.status_code >= 400:
-                response.read()
-            hf_raise_for_status(response)
-            expected = response.headers.get("Content-Length")
-            data = bytearray()
-            for part in response.iter_raw():
-                data += part
-                if len(data) > limit:
-                    raise self._too_large(path, limit)
-        if expected is not None and int(expected) != len(data):
-            raise ConnectionError("a cut-off answer")
+                self.fetch(path, 0, known.size, data.extend)
+                etag = known.etag
+            else:
+                if response.status_code >= 400:
+                    response.read()
+                hf_raise_for_status(response)
+                for part in response.iter_raw():
+                    data += part
+                    if len(data) > limit:
+                        raise self._too_large(path, limit)
+                etag = response.headers.get("ETag")
+        if not _has_etag(bytes(data), etag):
+            raise ConnectionError("an answer that was damaged or cut off")
         return bytes(data)
 
     def _too_large(self, path: str, limit: int) -> CorruptDataError:
@@ -197,7 +199,15 @@ class HubStore(RemoteStore):
         )
         own = same_origin(found.location, self.client.endpoint)
         address = Address(found.location, self.client.headers() if own else {}, lasting=own)
-        return _Known(address, found.size, time.monotonic() + ADDRESS_SECONDS)
+        return _Known(address, found.size, found.etag, time.monotonic() + ADDRESS_SECONDS)
+
+
+def _has_etag(data: bytes, etag: str | None) -> bool:
+    """Whether bytes are those of an ETag of the Hub: git's sha1 of a blob, or the sha256 of a large file."""
+    etag = (etag or "").removeprefix("W/").strip('"')
+    if _COMMIT.fullmatch(etag):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == etag
+    return len(etag) != 64 or hashlib.sha256(data).hexdigest() == etag
 
 
 def resolve(place: HubPlace, client: Client) -> str:

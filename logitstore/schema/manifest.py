@@ -204,6 +204,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dataset_digest: Sha256
     shards: tuple[ShardInfo, ...]
 
+    @property
+    def files(self) -> tuple[ShardInfo | FileInfo, ...]:
+        """All files that it names: the tokenizer's, then the shards."""
+        return (*(self.tokenizer.files if self.tokenizer is not None else ()), *self.shards)
+
     def header_agrees(self, header: ShardHeader) -> bool:
         """Whether a shard's header says the same as the manifest about how values are to be read."""
         return (
@@ -275,8 +280,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _check_consistent(manifest: Manifest) -> None:
-    paths = [shard.path for shard in manifest.shards]
-    paths += [file.path for file in manifest.tokenizer.files] if manifest.tokenizer is not None else []
+    paths = [file.path for file in manifest.files]
     for path in paths:
         if not is_safe_path(path):
             raise CorruptDataError(f"the manifest names {path!r}, a path outside the dataset", code="manifest-path")

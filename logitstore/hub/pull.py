@@ -1,0 +1,338 @@
+"""Fetching a dataset from the Hub: verified, resumed where a killed process was, complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from logitstore.checks import is_valid, validate
+from logitstore.dataset.shards import open_shard, read_manifest
+from logitstore.dataset.summary import tally
+from logitstore.errors import (
+    CorruptDataError,
+    DatasetExistsError,
+    DatasetNotFoundError,
+    IncompleteDatasetError,
+    InvalidInputError,
+    LogitStoreError,
+    SourceNotFoundError,
+)
+from logitstore.hub.parts import Parts, Wanted, fetch_all
+from logitstore.io import LocalStore, MappedFile, sha256_file, sync_directory, write_atomic
+from logitstore.io.hub import HubStore
+from logitstore.limits import MANIFEST_BYTES
+from logitstore.schema import Manifest, ShardInfo, Source, Totals, dataset_digest, parse_manifest, serialise_manifest
+from logitstore.schema.manifest import MANIFEST_NAME, sum_splits
+
+WORK_DIRECTORY: Final = ".pull"
+CARD_NAME: Final = "README.md"
+_CARD_BYTES: Final = 2**22
+_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
+
+Progress = Callable[[int, int], None]
+"""Told bytes that are there, and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did.
+
+    Attributes:
+        path: directory of the dataset.
+        commit: the revision, resolved.
+        shards: number of shards.
+        bytes: size of the files of the dataset.
+        fetched: bytes that came over the network for them.
+        unchanged: whether all of it was there before.
+    """
+
+    path: Path
+    commit: str
+    shards: int
+    bytes: int
+    fetched: int
+    unchanged: bool
+
+
+def pull(
+    repo: str,
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    shards: str | None = None,
+    overwrite: bool = False,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Fetch a dataset from the Hub into a directory.
+
+    The revision is resolved once. Every file is verified against the manifest before it gets its name, and the manifest
+    comes last. A pull that was stopped, in whatever way, goes on where it was when it is called again. Of a dataset
+    that is there already, files are checked, and those missing or damaged are fetched.
+
+    Args:
+        repo: `ns/name`, `ns/name@revision`, or `hf://datasets/ns/name@revision`.
+        path: directory of the dataset to be.
+        split: this split alone.
+        shards: some shards of it alone, by their numbers in the manifest: `0-9`, `0,2,5-7`. A part of a dataset is a
+            dataset with a manifest of its own, which says what it is a part of.
+        overwrite: replace another dataset that is there, once the new one is complete.
+        token: of the Hub; None for that of `hf auth login` or `HF_TOKEN`.
+        endpoint: of the Hub; None for `HF_ENDPOINT` or huggingface.co.
+        progress: told of the bytes that are there, and of those in all.
+
+    Raises:
+        InvalidInputError: no such split or shard.
+        DatasetNotFoundError: there is no such repository, revision, or no dataset in it.
+        DatasetExistsError: something else is there, or another pull is at work.
+        CorruptDataError: what the Hub stores is damaged.
+        RemoteError: it cannot be reached, or breaks off again and again.
+        RemoteAccessError: another token is needed.
+    """
+    store = HubStore.of(repo, token=token, endpoint=endpoint)
+    whole = read_manifest(store)
+    chosen = choose(whole, split, shards)
+    root = Path(path)
+    _check_target(root, chosen, whole, overwrite=overwrite)
+    work = root / WORK_DIRECTORY
+    with _alone(root, work):
+        fetching = _Fetching(root, work, store, progress)
+        paths = {info.path for info in chosen}
+        named = [file for file in whole.files if not isinstance(file, ShardInfo) or file.path in paths]
+        files = [Wanted(file.path, file.bytes, file.sha256) for file in named]
+        missing = fetching.missing(files)
+        fetching.run(missing)
+        data = _manifest_bytes(store, whole, chosen, lambda info: _fetched(root, work, info))
+        unchanged = not missing and _same(root / MANIFEST_NAME, data)
+        if overwrite or not (root / CARD_NAME).exists():
+            _write_card(store, root)
+        if not unchanged:
+            _place(root, work, missing, data)
+        shutil.rmtree(work, ignore_errors=True)
+    findings = [finding for finding in validate(root) if finding.severity == "error"]
+    if not is_valid(findings):
+        raise CorruptDataError(
+            f"what was fetched is not valid: {findings[0].message}", code=findings[0].code, path=str(root)
+        )
+    size = sum(file.size for file in files)
+    return Pulled(root, store.commit, len(chosen), size, fetching.fetched, unchanged)
+
+
+def choose(manifest: Manifest, split: str | None, shards: str | None) -> tuple[ShardInfo, ...]:
+    """Some of the shards of a manifest.
+
+    Args:
+        manifest: of the whole.
+        split: name of a split; None for all.
+        shards: numbers among the shards of the split, from 0; None for all.
+
+    Raises:
+        InvalidInputError: there is no such split or shard.
+    """
+    if split is not None and split not in manifest.splits:
+        raise InvalidInputError(f"no split is called {split!r}; there are: {', '.join(manifest.splits)}")
+    infos = [info for info in manifest.shards if split in (None, info.split)]
+    if shards is None:
+        return tuple(infos)
+    numbers: set[int] = set()
+    for part in shards.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found is not None else (1, 0)
+        if first > last:
+            raise InvalidInputError(f"{shards!r} are no shards; write numbers and ranges as 0-9 or 0,2,5-7")
+        if last >= len(infos):
+            raise InvalidInputError(f"there is no shard {last}; there are {len(infos)}, from 0 to {len(infos) - 1}")
+        numbers.update(range(first, last + 1))
+    return tuple(infos[number] for number in sorted(numbers))
+
+
+def _check_target(root: Path, chosen: tuple[ShardInfo, ...], whole: Manifest, *, overwrite: bool) -> None:
+    """Refuse a directory whose data would be lost."""
+    if root.exists() and not root.is_dir():
+        raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
+    if overwrite:
+        return
+    try:
+        there = read_manifest(LocalStore(root))
+    except (DatasetNotFoundError, IncompleteDatasetError, CorruptDataError):
+        there = None
+    expected = dataset_digest(chosen, whole.tokenizer)
+    if there is not None and there.dataset_digest != expected:
+        raise DatasetExistsError(f"{root} holds another dataset; choose another path, or overwrite it (--overwrite)")
+    sizes = {info.path: info.bytes for info in chosen}
+    for path in sorted(root.glob("data/*/*.arrow*")):
+        name = path.relative_to(root).as_posix()
+        if there is None and sizes.get(name) != path.stat().st_size:
+            raise DatasetExistsError(
+                f"{root} holds files of another dataset ({name}); choose another path, or overwrite it (--overwrite)"
+            )
+
+
+@contextlib.contextmanager
+def _alone(root: Path, work: Path) -> Iterator[None]:
+    """Make the working directory, and keep other pulls out of it."""
+    work.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    with (work / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetExistsError(f"another pull is at work in {root}; wait for it") from None
+        except OSError:  # some network file systems have no locks
+            pass
+        yield
+
+
+class _Fetching:
+    """Fetches the files that are missing, and counts."""
+
+    def __init__(self, root: Path, work: Path, store: HubStore, progress: Progress | None) -> None:
+        self.root = root
+        self.work = work
+        self.store = store
+        self.progress = progress
+        self.fetched = 0
+        self._there = 0
+        self._total = 0
+
+    def missing(self, files: list[Wanted]) -> list[Wanted]:
+        """Files that are not there, or not as they should be."""
+        self._total = sum(file.size for file in files)
+        missing = []
+        for file in files:
+            path = self.root / file.path
+            if path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256:
+                self._got(file.size)
+            else:
+                missing.append(file)
+        return missing
+
+    def run(self, files: list[Wanted]) -> None:
+        """Fetch files into the working directory."""
+        parts = {file.sha256: Parts(self.work, file) for file in files}  # equal ones once
+        left = [each for each in parts.values() if not each.is_whole]
+        self._got(sum(file.size for file in files) - sum(each.file.size for each in left))
+        room = shutil.disk_usage(self.work).free
+        needed = sum(each.file.size for each in left)
+        if needed > room + sum(path.stat().st_blocks * 512 for path in self.work.glob("*.part")):
+            raise InvalidInputError(f"{self.root}: {needed:,} bytes are to be fetched, and there is room for {room:,}")
+        fetch_all(left, self._fetch, self.store.where, self._got)
+
+    def _fetch(self, path: str, offset: int, length: int, sink: Any, wanted: Any = None) -> None:
+        def take(part: bytes) -> None:
+            sink(part)
+            self.fetched += len(part)
+
+        try:
+            self.store.fetch(path, offset, length, take, wanted)
+        except SourceNotFoundError:
+            raise CorruptDataError(
+                "its manifest names this file, but it is not there: its publisher's push may be under way, or failed",
+                code="shard-missing",
+                path=self.store.where(path),
+            ) from None
+
+    def _got(self, number: int) -> None:
+        self._there += number
+        if self.progress is not None:
+            self.progress(self._there, self._total)
+
+
+def _fetched(root: Path, work: Path, info: ShardInfo) -> Path:
+    path = work / info.sha256
+    return path if path.is_file() else root / info.path
+
+
+def _manifest_bytes(
+    store: HubStore, whole: Manifest, chosen: tuple[ShardInfo, ...], find: Callable[[ShardInfo], Path]
+) -> bytes:
+    """The manifest as it is at its source; of a part, one of its own."""
+    if chosen == whole.shards:
+        data = store.small(MANIFEST_NAME, MANIFEST_BYTES)
+        if parse_manifest(data) != whole:
+            raise CorruptDataError("it came damaged", code="manifest", path=store.where(MANIFEST_NAME))
+        return data
+    files = _Elsewhere(Path(), find)
+    summary = tally(open_shard(files, info, whole) for info in chosen)
+    own = Source(format="logitstore", name=store.place.url().partition("@")[0], revision=store.commit)
+    part = msgspec.structs.replace(
+        whole,
+        source=own,
+        lineage=(*((whole.source,) if whole.source is not None else ()), *whole.lineage),
+        splits=sum_splits(chosen),
+        totals=Totals(
+            shards=len(chosen),
+            sequences=summary.sequences,
+            positions=summary.positions,
+            candidates=summary.candidates,
+            bytes=summary.bytes,
+            highest_id=summary.highest_id if summary.highest_id >= 0 else None,
+            encodings=summary.encodings,
+            columns=summary.columns,
+        ),
+        dataset_digest=dataset_digest(chosen, whole.tokenizer),
+        shards=chosen,
+    )
+    return serialise_manifest(part)
+
+
+@dataclass(frozen=True)
+class _Elsewhere(LocalStore):
+    """Shards that do not have their own paths yet."""
+
+    find: Callable[[ShardInfo], Path]
+
+    def shard(self, info: ShardInfo) -> MappedFile:
+        """A shard, mapped."""
+        return MappedFile(self.find(info))
+
+
+def _same(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def _place(root: Path, work: Path, files: list[Wanted], manifest: bytes) -> None:
+    """Give what was fetched its names, and then the manifest: from here on the dataset exists."""
+    old = _named(root)
+    if files:  # a dataset that is being replaced is not whole from here until the new manifest
+        (root / MANIFEST_NAME).unlink(missing_ok=True)
+    for number, file in enumerate(files):
+        target = root / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if any(other.sha256 == file.sha256 for other in files[number + 1 :]):
+            shutil.copyfile(work / file.sha256, target)
+        else:
+            (work / file.sha256).replace(target)
+    for directory in sorted({(root / file.path).parent for file in files}):
+        sync_directory(directory)
+        sync_directory(directory.parent)
+    write_atomic(root / MANIFEST_NAME, manifest)
+    for name in old - _named(root):
+        (root / name).unlink(missing_ok=True)
+
+
+def _named(root: Path) -> set[str]:
+    """Files that the manifest there names."""
+    try:
+        manifest = read_manifest(LocalStore(root))
+    except LogitStoreError:
+        return set()
+    return {file.path for file in manifest.files}
+
+
+def _write_card(store: HubStore, root: Path) -> None:
+    with contextlib.suppress(SourceNotFoundError):
+        write_atomic(root / CARD_NAME, store.small(CARD_NAME, _CARD_BYTES))
