@@ -153,7 +153,7 @@ def memory(name: str, importer: str, lines: list[bytes], size: int) -> None:
     """Peak memory of the command on standard input of that size."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "logitstore_cli", "convert", "-", f"{folder}/out", "--from", importer]
-        with subprocess.Popen(  # noqa: S603 - our own command
+        with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as run:
             peak = 0

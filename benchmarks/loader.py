@@ -193,7 +193,7 @@ def measure(name: str, folder: Path, workers: int) -> dict[str, float]:
 
 def apart(python: str, *arguments: str) -> Any:
     """What this script prints in a process of another environment, as JSON."""
-    done = subprocess.run([python, __file__, *arguments], check=False, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([python, __file__, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -83,7 +83,7 @@ def measure(name: str, dtype: str, positions: int) -> Figures:
 def apart(name: str, dtype: str, positions: int) -> Figures:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--measure", name, dtype, str(positions)]
-    figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # noqa: S603
+    figures: Figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return figures
 
 

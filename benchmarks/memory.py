@@ -80,7 +80,7 @@ def main(sequences: int) -> None:
         print(f"{sequences:,} sequences, {size / 1e6:.0f} MB", flush=True)
         for shuffle in ("blocks", "full"):
             command = [sys.executable, __file__, "--measure", str(Path(folder) / "d"), shuffle]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             if found["sequences"] != sequences:
                 raise SystemExit(f"{found['sequences']} sequences came out")
             rate, microseconds = sequences / found["seconds"], 1e6 * found["state_seconds"]

@@ -224,13 +224,13 @@ def test_forged_messages_do_not_crash(tmp_path, victim):
     random = np.random.default_rng(2)
 
     class Forged:
-        path, size, opening = "forged", len(data), len(data)
+        path, size, opening, mapped = "forged", len(data), len(data), True
 
         def __init__(self, changed):
-            self.mapping = pa.py_buffer(changed)
+            self.buffer = pa.py_buffer(changed)
 
         def read(self, offset, length, _accept):
-            return self.mapping.slice(offset, length)
+            return self.buffer.slice(offset, length)
 
     refused = 0
     for _ in range(3000):

@@ -232,9 +232,8 @@ def _open(source: Input) -> dict[str, _Array]:
 
 def _open_npz(source: Input) -> dict[str, _Array]:
     """The arrays of an npz; a zip's members are read as streams, so that no array is ever whole in memory."""
-    archive = zipfile.ZipFile(
-        pa.BufferReader(MappedFile(source.path).mapping)
-    )  # mapped: there is no descriptor to close
+    file = MappedFile(source.path)
+    archive = zipfile.ZipFile(pa.BufferReader(file.read(0, file.size)))  # mapped: there is no descriptor to close
     return {
         name.removesuffix(".npy"): _npy(archive.open(name))  # type: ignore[arg-type]  # ZipExtFile reads as BinaryIO
         for name in archive.namelist()

@@ -32,8 +32,12 @@ REMEMBERED_BYTES: Final = 64 * 2**20
 AHEAD_BYTES: Final = 32 * 2**20
 """So many bytes of chunks are fetched before they are asked for."""
 
-AHEAD_CHUNKS: Final = 64
+AHEAD_CHUNKS: Final = 512
 AHEAD_SHARDS: Final = 16
+AHEAD_FIRST: Final = 2**20
+
+GROUP_BYTES: Final = 4 * 2**20
+"""Chunks that follow one another are fetched together up to this size."""
 
 Run = tuple[int, int, Any]
 """(shard, chunk, which of its rows) that are read together."""
@@ -164,10 +168,7 @@ class Shards:
             with contextlib.suppress(KeyError):
                 self._chunks.move_to_end(place)
             return read
-        read = self._ahead.take(place)
-        if read is None:
-            read = self[number].chunk(chunk)
-        self._chunks[place] = read
+        read = self._chunks[place] = self[number].chunk(chunk, self._ahead.take(place))
         while len(self._chunks) > self._remembered(read):
             with contextlib.suppress(KeyError):
                 self._chunks.popitem(last=False)
@@ -190,26 +191,45 @@ class Shards:
             return
         window: deque[tuple[Run, int]] = deque()
         touched = self._touched(rows)
-        held, seen, following = 0, -1, 0
+        held = done = 0
         try:
-            for run in runs:
-                number, chunk, _ = run
-                if number != seen:
-                    following = touched.index(number, following) + 1
-                    self._expect_shards(touched[following : following + AHEAD_SHARDS])
-                    seen = number
-                length = int(self[number].index["length"][chunk])
-                self._expect_chunk(number, chunk)
-                window.append((run, length))
-                held += length
-                while held > AHEAD_BYTES or len(window) > AHEAD_CHUNKS:
-                    first, length = window.popleft()
+            while True:
+                # As much ahead as eight times what was read: whoever looks at one sequence does not fetch a window.
+                limit = min(AHEAD_BYTES, AHEAD_FIRST + 8 * done)
+                held += self._fill(runs, window, limit - held, touched)
+                while window:
+                    run, length = window.popleft()
                     held -= length
-                    yield first
-            while window:
-                yield window.popleft()[0]
+                    done += length
+                    yield run
+                    if held <= limit - limit // 8:  # not after each chunk: several that follow come by one request
+                        break
+                else:
+                    return
         finally:
             self._ahead.forget([(number, chunk) for (number, chunk, _), _ in window])
+
+    def _fill(self, runs: Iterator[Run], window: deque[tuple[Run, int]], wanted: int, touched: list[int]) -> int:
+        """Start fetching more runs and append them to the window: bytes of them."""
+        got = size = 0
+        group: list[tuple[int, int]] = []
+        for run in runs:
+            number, chunk, _ = run
+            if touched and touched[0] != number:
+                del touched[: touched.index(number)]
+            self._expect_shards(touched[1 : 1 + AHEAD_SHARDS])
+            length = int(self[number].index["length"][chunk])
+            if group and (group[-1] != (number, chunk - 1) or size + length > GROUP_BYTES):
+                self._expect_chunks(group)
+                group, size = [], 0
+            group.append((number, chunk))
+            window.append((run, length))
+            size += length
+            got += length
+            if got >= wanted or len(window) >= AHEAD_CHUNKS:
+                break
+        self._expect_chunks(group)
+        return got
 
     def expect(self, rows: Iterable[int]) -> None:
         """Say which rows of a remote dataset will be read soon: their chunks are fetched meanwhile."""
@@ -221,10 +241,10 @@ class Shards:
             number, place = self.locate(row)
             shard = self._open.get(number) or self._ahead.done(number)
             if shard is not None:
-                self._expect_chunk(number, shard.locate(place)[0])
+                self._expect_chunks([(number, shard.locate(place)[0])])
                 continue
             self._expect_shard(number)
-            if len(self._waiting) < 4 * AHEAD_CHUNKS:
+            if len(self._waiting) < AHEAD_CHUNKS:
                 self._waiting.append(row)
 
     def _touched(self, rows: range) -> list[int]:
@@ -247,9 +267,15 @@ class Shards:
                 break
 
     def _expect_shard(self, number: int) -> None:
-        if number not in self._open:
-            self._ahead.start(number, open_shard, self.store, self.infos[number], self.manifest)
+        if number not in self._open and number not in self._ahead:
+            self._ahead.start([number], _opened, self.store, self.infos[number], self.manifest)
 
-    def _expect_chunk(self, number: int, chunk: int) -> None:
-        if (number, chunk) not in self._chunks:
-            self._ahead.start((number, chunk), self[number].chunk, chunk)
+    def _expect_chunks(self, places: list[tuple[int, int]]) -> None:
+        """Start fetching chunks of one shard that follow one another."""
+        if places and not all(place in self._chunks or place in self._ahead for place in places):
+            (number, first), (_, last) = places[0], places[-1]
+            self._ahead.start(places, self[number].messages, first, last)
+
+
+def _opened(store: Store, info: ShardInfo, manifest: Manifest) -> list[Shard]:
+    return [open_shard(store, info, manifest)]

@@ -1,8 +1,9 @@
 """Files that are fetched in segments by several threads, and go on where a killed process was.
 
-Until a file is whole, there are two in the working directory: its bytes under `<sha256>.part`, of the file's length from
-the beginning, and `<sha256>.log`, which says for each segment how many of its bytes are there (u64, little-endian). A buffer is written first and counted after, so that a killed process loses no more than its buffers. Whole
-and verified, the bytes get the name `<sha256>`: names say what is in a file, so that nothing of another dataset mixes in.
+Until a file is whole, there are two in the working directory: `<sha256>.part` with its bytes, of the file's length from
+the beginning, and `<sha256>.log`, which says for each segment how many of its bytes are there (u64, little-endian). A
+buffer is written first and counted after, so that a killed process loses no more than its buffers. Whole and verified,
+the bytes get the name `<sha256>`: names say what is in a file, and nothing of another dataset mixes in.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from logitstore.io import sha256_file
 
 SEGMENT: Final = 8 * 2**20
 FETCHERS: Final = 8
+BUFFER: Final = 2**18
 ATTEMPTS: Final = 3
 _COUNT: Final = np.dtype("<u8")
 
@@ -36,7 +38,7 @@ class Fetch(Protocol):
         offset: int,
         length: int,
         sink: Callable[[bytes], None],
-        wanted: Callable[[], bool] | None = None,
+        wanted: Callable[[], bool],
         /,
     ) -> None:
         """Raises what its source raises."""

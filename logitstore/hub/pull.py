@@ -25,7 +25,7 @@ from logitstore.errors import (
     LogitStoreError,
     SourceNotFoundError,
 )
-from logitstore.hub.parts import Parts, Wanted, fetch_all
+from logitstore.hub.parts import BUFFER, Parts, Wanted, fetch_all
 from logitstore.io import LocalStore, MappedFile, sha256_file, sync_directory, write_atomic
 from logitstore.io.hub import HubStore
 from logitstore.limits import MANIFEST_BYTES
@@ -231,13 +231,13 @@ class _Fetching:
             raise InvalidInputError(f"{self.root}: {needed:,} bytes are to be fetched, and there is room for {room:,}")
         fetch_all(left, self._fetch, self.store.where, self._got)
 
-    def _fetch(self, path: str, offset: int, length: int, sink: Any, wanted: Any = None) -> None:
+    def _fetch(self, path: str, offset: int, length: int, sink: Any, wanted: Any) -> None:
         def take(part: bytes) -> None:
             sink(part)
             self.fetched += len(part)
 
         try:
-            self.store.fetch(path, offset, length, take, wanted)
+            self.store.fetch(path, offset, length, take, wanted=wanted, buffer=BUFFER)
         except SourceNotFoundError:
             raise CorruptDataError(
                 "its manifest names this file, but it is not there: its publisher's push may be under way, or failed",

@@ -291,8 +291,8 @@ class _Pushing:
         target = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
         if target is not None and (changes or target != there.commit):
             raise DatasetExistsError(
-                f"{self.repo} has a tag {tag} already, of another version ({target[:12]}); choose another, or delete it "
-                f"there first"
+                f"{self.repo} has a tag {tag} already, of another version ({target[:12]}); choose another, or delete it"
+                f" there first"
             )
 
     def verify(self, files: list[_File]) -> None:

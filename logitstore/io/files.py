@@ -15,9 +15,10 @@ import pyarrow as pa
 from logitstore.errors import CorruptDataError, DatasetExistsError, SourceNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
-    from logitstore.io.source import Accept
+    from logitstore.io.source import Accept, Part
 
 OPENING_BYTES: Final = 64 * 2**10
 """One read of this many bytes at the end opens a typical shard."""
@@ -46,15 +47,15 @@ class MappedFile:
                 self._buffer = file.read_buffer()  # keeps the mapping alive without the descriptor
         self.size = self._buffer.size
         self.opening = min(OPENING_BYTES, self.size)
-
-    @property
-    def mapping(self) -> pa.Buffer:
-        """All bytes."""
-        return self._buffer
+        self.mapped = True
 
     def read(self, offset: int, length: int, accept: Accept | None = None) -> pa.Buffer:  # noqa: ARG002
         """These bytes, without a copy; reading them again would not change them."""
         return self._buffer.slice(offset, length)
+
+    def read_together(self, parts: Sequence[Part]) -> list[pa.Buffer]:
+        """Several parts, without a copy."""
+        return [self.read(*part) for part in parts]
 
 
 def regular_size(path: Path) -> int:

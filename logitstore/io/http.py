@@ -1,24 +1,30 @@
 """Ranges of files over HTTP, asked for until they are whole.
 
-Through the session of huggingface_hub, so that proxies, certificates and hooks are those that its users set. Its
-releases 1.x are made of httpx and 2.x of httpx2; nothing here names either.
+By urllib3 and not by the session of huggingface_hub: the latter's client takes every 64 KB apart in Python, at three
+times the cost, and holds up the threads that decode meanwhile. Proxies are those of the environment (`HTTPS_PROXY`,
+`NO_PROXY`), certificates those that huggingface_hub's client trusts (`SSL_CERT_FILE`).
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import random
 import re
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import urllib3
 from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError  # httpx's or httpx2's: base of their errors
-from huggingface_hub.utils import get_session
 
+from logitstore._version import __version__
 from logitstore.errors import CorruptDataError, LogitStoreError, RemoteError
 
 TRIES: Final = 6
@@ -28,15 +34,17 @@ BACKOFF_SECONDS = 0.5
 """The first wait after a failure; each further one is twice as long, up to 8 seconds."""
 
 _LONGEST_WAIT: Final = 300.0  # the Hub counts its requests over 5 minutes
-_PART: Final = 2**18
 _PROGRESS: Final = 2**20
 _TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524))
 _EXPIRED: Final = frozenset((400, 401, 403, 404, 410))  # what storage answers to a URL that is no longer valid
 _RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _RESET: Final = re.compile(r"\bt=(\d+)")
 
-FAILURES: Final = (HTTPError, OSError, RuntimeError)
-"""What requests fail with; RuntimeError when another thread renewed the session."""
+_SMALLEST_READ: Final = 2**16
+_CONNECTIONS: Final = 16
+
+FAILURES: Final = (HTTPError, urllib3.exceptions.HTTPError, OSError, RuntimeError)
+"""What requests of the Hub's client and ours fail with."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class _Range:
     length: int
     sink: Callable[[bytes], None]
     name: str
+    buffer: int
     done: int = 0
 
 
@@ -76,6 +85,7 @@ def fetch(
     sink: Callable[[bytes], None],
     name: str,
     wanted: Callable[[], bool] = _program_lives,
+    buffer: int = 2**23,
 ) -> None:
     """Fetch a range; what arrived is kept over dropped connections, and the rest asked for.
 
@@ -86,12 +96,13 @@ def fetch(
         sink: gets the bytes in order, exactly `length` of them, unless it fails.
         name: the file, for messages.
         wanted: whether it still is; asked while waiting.
+        buffer: the most bytes that are handed to `sink` at once.
 
     Raises:
         RemoteError: it could not be had, though asked for again and again, or is not wanted any more.
         CorruptDataError: the file is shorter.
     """
-    asked = _Range(offset, length, sink, name)
+    asked = _Range(offset, length, sink, name, buffer)
     failures, best, renew = 0, 0, False
     while asked.done < length:
         wait = 0.0
@@ -112,6 +123,7 @@ def fetch(
             best, failures = asked.done, 0
         if asked.done < length:
             failures += 1
+            asked.buffer = max(_SMALLEST_READ, asked.buffer // 4)  # of a broken read nothing is kept
             if failures >= TRIES:
                 raise RemoteError(
                     f"{name}: bytes {offset + asked.done} to {offset + length} could not be fetched ({reason}, "
@@ -123,11 +135,19 @@ def fetch(
 def _ask(where: Address, asked: _Range) -> tuple[int, float]:
     """One request: (status, seconds that the server wants us to wait)."""
     first, last = asked.offset + asked.done, asked.offset + asked.length - 1
-    headers = {**where.headers, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-    with get_session().stream(
-        "GET", where.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=False
-    ) as response:
-        status = int(response.status_code)
+    headers = {"User-Agent": f"logitstore/{__version__}", **where.headers}
+    headers |= {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+    response = _pool(where.url).request(
+        "GET",
+        where.url,
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        preload_content=False,
+        redirect=False,
+        retries=False,
+    )
+    try:
+        status = int(response.status)
         if status in _TRANSIENT or status in _EXPIRED:
             return status, waiting(response.headers)
         if status == 416:
@@ -137,13 +157,33 @@ def _ask(where: Address, asked: _Range) -> tuple[int, float]:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if status != 206 or found is None or int(found[1]) != first:
             raise RemoteError(f"{asked.name}: its server does not answer with the range that was asked for ({status})")
-        for part in response.iter_raw(_PART):
-            kept = part[: asked.length - asked.done]
-            asked.sink(kept)
-            asked.done += len(kept)
-            if asked.done == asked.length:
+        while left := asked.length - asked.done:
+            part = response.read(min(left, asked.buffer), decode_content=False)
+            if not part:
                 break
-    return status, 0.0
+            asked.sink(part)
+            asked.done += len(part)
+        return status, 0.0
+    finally:
+        if response.length_remaining != 0:
+            response.close()  # what is left in the connection is of no use to anybody
+        response.release_conn()
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """Connections of this process to where a URL, or the environment's proxy for it, is."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is not None and parts.hostname is not None and urllib.request.proxy_bypass(parts.hostname):
+        proxy = None
+    return _connections(os.getpid(), proxy)
+
+
+@functools.lru_cache(maxsize=4)
+def _connections(_process: int, proxy: str | None) -> urllib3.PoolManager:
+    client = sys.modules[HTTPError.__module__.partition(".")[0]]
+    settings: dict[str, Any] = {"maxsize": _CONNECTIONS, "ssl_context": client.create_ssl_context()}
+    return urllib3.PoolManager(**settings) if proxy is None else urllib3.ProxyManager(proxy, **settings)
 
 
 def waiting(headers: Mapping[str, str]) -> float:

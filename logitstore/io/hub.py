@@ -130,15 +130,14 @@ class HubStore(RemoteStore):
         offset: int,
         length: int,
         sink: Callable[[bytes], None],
-        wanted: Callable[[], bool] | None = None,
+        **how: Any,
     ) -> None:
-        """Hand a range of a file to `sink`, as long as it is wanted."""
+        """Hand a range of a file to `sink`; `how` is told to `logitstore.io.http.fetch`."""
 
         def address(renew: bool) -> Address:  # noqa: FBT001 - the one thing to say
             return self._known_file(path, renew=renew).address
 
-        told = {} if wanted is None else {"wanted": wanted}
-        fetch(address, offset, length, sink, self.where(path), **told)
+        fetch(address, offset, length, sink, self.where(path), **how)
 
     def small(self, path: str, limit: int) -> bytes:
         """The whole of a small file: one request, as a rule, because the Hub itself holds it."""

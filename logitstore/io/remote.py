@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ import pyarrow as pa
 from logitstore.errors import CorruptDataError, SourceNotFoundError
 from logitstore.io.cache import cache
 from logitstore.io.files import OPENING_BYTES
-from logitstore.io.source import Accept
+from logitstore.io.source import Accept, Part
 from logitstore.limits import CHUNK_CANDIDATES, CHUNK_POSITIONS, CHUNK_SEQUENCES
 from logitstore.schema import ShardInfo
 from logitstore.schema.manifest import FileInfo
@@ -116,16 +117,12 @@ class RemoteFile:
     size: int
     sha256: str
     opening: int
+    mapped = False
 
     @property
     def path(self) -> str:
         """Its URL."""
         return self.store.where(self.name)
-
-    @property
-    def mapping(self) -> None:
-        """Nothing is mapped."""
-        return
 
     def read(self, offset: int, length: int, accept: Accept | None = None) -> pa.Buffer:
         """These bytes: from the cache, else fetched, up to three times where they are not accepted.
@@ -137,28 +134,44 @@ class RemoteFile:
         """
         if accept is None:
             return self._fetch(offset, length)
-        key = f"{self.store.identity} {self.sha256} {offset} {length}"
-        data = cache().get(key)
-        if data is not None and data.size == length and accept(data):
-            return data
-        for _ in range(ATTEMPTS):
+        data = self._kept(offset, length, accept)
+        for _ in range(ATTEMPTS if data is None else 0):
             data = self._fetch(offset, length)
-            if accept(data):
-                cache().put(key, data)
+            if self._keep(offset, data, accept):
                 break
         return data
 
+    def read_together(self, parts: Sequence[Part]) -> list[pa.Buffer]:
+        """Several parts that follow one another: what is not in the cache by one request for each stretch."""
+        found = [self._kept(*part) for part in parts]
+        for missing, stretch in itertools.groupby(range(len(parts)), lambda number: found[number] is None):
+            if missing:
+                numbers = list(stretch)
+                start, (last, length, _) = parts[numbers[0]][0], parts[numbers[-1]]
+                data = self._fetch(start, last + length - start)
+                for number in numbers:
+                    offset, length, accept = parts[number]
+                    part = data.slice(offset - start, length)
+                    found[number] = part if self._keep(offset, part, accept) else self.read(offset, length, accept)
+        return found
+
+    def _key(self, offset: int, length: int) -> str:
+        return f"{self.store.identity} {self.sha256} {offset} {length}"
+
+    def _kept(self, offset: int, length: int, accept: Accept) -> pa.Buffer | None:
+        data = cache().get(self._key(offset, length))
+        return data if data is not None and data.size == length and accept(data) else None
+
+    def _keep(self, offset: int, data: pa.Buffer, accept: Accept) -> bool:
+        good = accept(data)
+        if good:
+            cache().put(self._key(offset, data.size), data)
+        return good
+
     def _fetch(self, offset: int, length: int) -> pa.Buffer:
-        buffer = pa.allocate_buffer(length)
-        view, at = memoryview(buffer), 0
-
-        def take(part: bytes) -> None:
-            nonlocal at
-            view[at : at + len(part)] = part
-            at += len(part)
-
-        self.store.fetch(self.name, offset, length, take)
-        return buffer
+        parts: list[bytes] = []
+        self.store.fetch(self.name, offset, length, parts.append)
+        return pa.py_buffer(parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def opening_bytes(info: ShardInfo) -> int:

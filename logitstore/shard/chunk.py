@@ -460,12 +460,17 @@ def _decode_order(info: ChunkInfo, header: ShardHeader) -> NDArray[np.uint32]:
     return CellDecoder(header.pco).decode(cell, info.order_length, _U32)
 
 
-def read_batch(message: pa.RecordBatch, metadata: pa.KeyValueMetadata | None, header: ShardHeader) -> Chunk:
+def read_batch(batch: pa.RecordBatch, metadata: bytes | None, header: ShardHeader) -> Chunk:
     """A chunk from its parsed message.
+
+    Args:
+        batch: what the message holds.
+        metadata: its own metadata under `HEADER_KEY`.
+        header: of the shard.
 
     Raises:
         CorruptDataError: its metadata are missing or wrong.
     """
-    if metadata is None or HEADER_KEY not in metadata:
+    if metadata is None:
         raise CorruptDataError("the chunk's message has no metadata", code="chunk-metadata")
-    return Chunk(message, parse_chunk_info(metadata[HEADER_KEY]), header)
+    return Chunk(batch, parse_chunk_info(metadata), header)

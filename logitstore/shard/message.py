@@ -1,4 +1,4 @@
-"""What Arrow does not let one ask of a message before it reads it: its kind, its length, and whether it is compressed.
+"""What Arrow does not let one ask of a message: its kind, its length, whether it is compressed, and its own metadata.
 
 A compressed buffer says itself how long it is, and Arrow takes that much memory: 34 KB of zstd become 4 GB.
 """
@@ -35,6 +35,37 @@ def check_message(data: Any) -> None:
         raise CorruptDataError("the chunk's message has another length than the index says", code="chunk-message")
     if compression is not None:
         raise CorruptDataError("the chunk's message is compressed by Arrow", code="chunk-message")
+
+
+def own_metadata(data: Any, key: bytes) -> bytes | None:
+    """The value of a key in a message's own metadata (`custom_metadata` of `Message.fbs`), or None.
+
+    Raises:
+        CorruptDataError: it is no Arrow message.
+    """
+    view = memoryview(data).cast("B")
+    try:
+        entries = _field(view, 8 + _PREFIX.unpack_from(view)[2], 4)
+        if entries is None:
+            return None
+        vector = entries + struct.unpack_from("<I", view, entries)[0]
+        for number in range(struct.unpack_from("<I", view, vector)[0]):
+            place = vector + 4 + 4 * number
+            table = place + struct.unpack_from("<I", view, place)[0]
+            if _string(view, table, 0) == key:
+                return _string(view, table, 1)
+    except (struct.error, IndexError) as error:
+        raise CorruptDataError(f"the chunk's message is no Arrow message: {error}", code="chunk-message") from error
+    return None
+
+
+def _string(view: memoryview, table: int, number: int) -> bytes | None:
+    field = _field(view, table, number)
+    if field is None:
+        return None
+    start = field + struct.unpack_from("<I", view, field)[0]
+    length = struct.unpack_from("<I", view, start)[0]
+    return bytes(view[start + 4 : start + 4 + length])
 
 
 def _field(view: memoryview, table: int, number: int) -> int | None:

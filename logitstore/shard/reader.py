@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from logitstore.encoding.cells import can_decode
 from logitstore.errors import CorruptDataError, UnsupportedVersionError
 from logitstore.io import ByteSource
+from logitstore.io.source import Part
 from logitstore.schema.header import HEADER_KEY, ShardHeader, parse_header
 from logitstore.shard.chunk import FORMAT_FIELDS, RESERVED_NAMES, Chunk, plain, read_batch
 from logitstore.shard.layout import (
@@ -26,7 +27,7 @@ from logitstore.shard.layout import (
     read_index,
     read_tail,
 )
-from logitstore.shard.message import check_message
+from logitstore.shard.message import check_message, own_metadata
 from logitstore.shard.scalars import numbers
 
 
@@ -60,8 +61,9 @@ class Shard:
         index = self._part(end, self.tail.index_offset, index_bytes, self.tail.index_digest)
         self.index = read_index(index.to_pybytes(), self.tail)
         self.starts = [0, *accumulate(self.index["sequences"].tolist())]
-        self._schema_message = self._part(end, 0, self.tail.schema_bytes, self.tail.schema_digest)
-        self.schema, self.header = self._read_schema()
+        self.schema, self.header = self._read_schema(
+            self._part(end, 0, self.tail.schema_bytes, self.tail.schema_digest)
+        )
 
     def _part(self, end: pa.Buffer, offset: int, length: int, expected: bytes) -> pa.Buffer:
         """Bytes near the end of the file: from what was read already where it holds them."""
@@ -70,10 +72,9 @@ class Shard:
 
     def _read(self, offset: int, length: int, expected: bytes) -> pa.Buffer:
         """Bytes that should have this digest, which the caller still checks."""
-        return self._source.read(offset, length, lambda data: digest(data) == expected)
+        return self._source.read(offset, length, functools.partial(_has_digest, expected))
 
-    def _read_schema(self) -> tuple[pa.Schema, ShardHeader]:
-        message = self._schema_message
+    def _read_schema(self, message: pa.Buffer) -> tuple[pa.Schema, ShardHeader]:
         if digest(message) != self.tail.schema_digest:
             raise CorruptDataError("the schema message's bytes do not have its digest", code="shard-schema", offset=0)
         try:
@@ -103,47 +104,49 @@ class Shard:
         """Number of sequences."""
         return self.tail.sequences
 
-    def chunk(self, number: int) -> Chunk:
+    def chunk(self, number: int, message: pa.Buffer | None = None) -> Chunk:
         """A chunk, verified against its digest when it is first touched.
+
+        Args:
+            number: which.
+            message: its bytes, where they are at hand; see `messages`.
 
         Raises:
             CorruptDataError: its bytes are not what was written, or contradict the index.
         """
         try:
-            return self._read_chunk(number)
+            return self._read_chunk(number, message)
         except CorruptDataError as error:
             raise error.at(path=self.path, chunk=number, offset=int(self.index["offset"][number])) from error
 
-    def _read_chunk(self, number: int) -> Chunk:
+    def messages(self, first: int, last: int) -> list[pa.Buffer]:
+        """The bytes of the chunks from `first` to `last`, for `chunk`."""
+        parts: list[Part] = []
+        for entry in self.index[first : last + 1]:
+            expected = entry["digest"].tobytes()
+            parts.append((int(entry["offset"]), int(entry["length"]), functools.partial(_has_digest, expected)))
+        return self._source.read_together(parts)
+
+    def _read_chunk(self, number: int, message: pa.Buffer | None) -> Chunk:
         entry = self.index[number]
         offset, length = int(entry["offset"]), int(entry["length"])
-        mapping = self._source.mapping
-        verified = mapping is not None and number in self._verified
-        if not verified:
+        verified = self._source.mapped and number in self._verified
+        if message is None:
             message = self._read(offset, length, entry["digest"].tobytes())
+        if not verified:
             if digest(message) != entry["digest"].tobytes():
                 raise CorruptDataError("the chunk's bytes do not have the digest of the index", code="chunk-digest")
             check_message(message)
-            if mapping is None:  # a stream of this chunk alone: what is parsed is what was verified
-                mapping = pa.py_buffer(self._schema_message.to_pybytes() + memoryview(message))
-                offset = self._schema_message.size
         try:
-            stream = pa.BufferReader(mapping)
-            reader = pa.ipc.open_stream(stream)
-            stream.seek(offset)
-            batch, metadata = reader.read_next_batch_with_custom_metadata()
-            if stream.tell() != offset + length:
-                raise CorruptDataError(
-                    "the chunk's message has another length than the index says", code="chunk-message"
-                )
+            batch = pa.ipc.read_record_batch(message, self.schema)
             if not verified:
                 # A digest does not stop a forger, and a forged message can crash Arrow when it is touched before this.
                 batch.validate(full=True)
-        except (pa.ArrowException, OSError, StopIteration, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptDataError(f"the chunk's message is no record batch: {error}", code="chunk-message") from error
         if not verified:
             _check_batch(batch, entry)
-        chunk = read_batch(batch, metadata, self.header)
+        chunk = read_batch(batch, own_metadata(message, HEADER_KEY), self.header)
         self._verified.add(number)
         return chunk
 
@@ -191,6 +194,10 @@ class Shard:
                 path=self.path,
                 offset=self.tail.chunks_end,
             )
+
+
+def _has_digest(expected: bytes, data: pa.Buffer) -> bool:
+    return digest(data) == expected
 
 
 def _ends_a_shard(end: pa.Buffer, size: int) -> bool:
