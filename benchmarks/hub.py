@@ -3,7 +3,7 @@
     python benchmarks/hub.py [CAPTURE]
 
 The Hub is the one of the tests, on loopback, as a process of its own, with 50 ms added to every request. The capture is
-written again and again under new ids (64 candidates, sequences of up to 512), as 7 shards of 48 MB, and as 200 small
+written again and again under new ids (64 candidates, sequences of up to 512), as 8 shards of 64 MB, and as 200 small
 ones for what a single sequence costs. Every run is a process of its own, remote ones begin with an empty cache.
 """
 
@@ -97,7 +97,7 @@ def main(capture: Path) -> None:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_HOME": str(work / "home"), "LOGITSTORE_CACHE": str(work / "cache")}
         environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        for name, copies, size, chunk in (("large", 60, 48 * 2**20, 2**19), ("small", 10, 2**18, 2**17)):
+        for name, copies, size, chunk in (("large", 100, 64 * 2**20, 2**19), ("small", 10, 2**18, 2**17)):
             write(work / name, capture, copies, size, chunk)
             command = [sys.executable, "-m", "logitstore_cli", "push", str(work / name), f"me/{name}"]
             subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -12,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 import logitstore
 
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # the tests' Hub has none; read when huggingface_hub is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -26,6 +30,33 @@ def make_rows(seed, positions, k, width=1000):
     logits = -np.sort(-random.normal(0, 3, (positions, k)), axis=1)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) - 0.0625
     return random.integers(0, width, positions), ids, logprobs.astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """No test reads or writes the cache, token or settings of whoever runs it, or waits long before it asks again."""
+    monkeypatch.setenv("LOGITSTORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback that the genuine client talks to as `me`, with a token that may write."""
+    import huggingface_hub
+    from hub import Hub
+    from huggingface_hub import constants
+
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr("logitstore.io.http.BACKOFF_SECONDS", 0.01)
+        yield server
+        huggingface_hub.close_session()
+    assert server.errors == []
+    assert not [request for request in server.requests if request.origin == "storage" and request.authorization]
 
 
 @pytest.fixture
