@@ -68,7 +68,17 @@ def test_importing_the_package_is_fast_and_light():
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     modules = runs[0].stdout.splitlines()[1].split()
-    for heavy in ("torch", "tokenizers", "huggingface_hub", "rich", "click", "pandas", "pyarrow.parquet"):
+    for heavy in (
+        "torch",
+        "tokenizers",
+        "huggingface_hub",
+        "urllib3",
+        "fsspec",
+        "rich",
+        "click",
+        "pandas",
+        "pyarrow.parquet",
+    ):
         assert heavy not in modules
     assert min(float(run.stdout.splitlines()[0]) for run in runs) < 2  # 0.25 s where nothing else runs
 
@@ -77,7 +87,7 @@ def test_core_dependencies_are_those_that_are_meant():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {line.replace(">", " ").replace("=", " ").split()[0] for line in project["dependencies"]}
     assert names == {
-        "numpy", "pyarrow", "pcodec", "zstandard", "xxhash", "huggingface_hub", "click", "rich", "pyyaml", "msgspec",
+        "numpy", "pyarrow", "pcodec", "zstandard", "xxhash", "huggingface_hub", "urllib3", "fsspec", "click", "rich", "pyyaml", "msgspec",
     }  # fmt: skip
 
 
