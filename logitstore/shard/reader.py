@@ -57,21 +57,21 @@ class Shard:
         end = self._source.read(size - length, length, lambda end: _ends_a_shard(end, size))
         self.tail = read_tail(end.slice(max(0, length - TAIL_BYTES)).to_pybytes(), size)
         self.tail_digest = end.slice(length - 24, 16).to_pybytes().hex()
-        index_bytes = self.tail.chunks * INDEX_DTYPE.itemsize
-        index = self._part(end, self.tail.index_offset, index_bytes, self.tail.index_digest)
+        self._end = end
+        index = self._read(self.tail.index_offset, self.tail.chunks * INDEX_DTYPE.itemsize, self.tail.index_digest)
         self.index = read_index(index.to_pybytes(), self.tail)
         self.starts = [0, *accumulate(self.index["sequences"].tolist())]
-        self.schema, self.header = self._read_schema(
-            self._part(end, 0, self.tail.schema_bytes, self.tail.schema_digest)
-        )
-
-    def _part(self, end: pa.Buffer, offset: int, length: int, expected: bytes) -> pa.Buffer:
-        """Bytes near the end of the file: from what was read already where it holds them."""
-        start = offset - (self._source.size - end.size)
-        return end.slice(start, length) if start >= 0 else self._read(offset, length, expected)
+        self.schema, self.header = self._read_schema(self._read(0, self.tail.schema_bytes, self.tail.schema_digest))
+        if length < size:
+            self._end = pa.py_buffer(b"")  # only a shard that is in it as a whole is read from there further on
 
     def _read(self, offset: int, length: int, expected: bytes) -> pa.Buffer:
-        """Bytes that should have this digest, which the caller still checks."""
+        """Bytes that should have this digest, which the caller still checks: from what was read first, or anew."""
+        start = offset - (self._source.size - self._end.size)
+        if 0 <= start <= self._end.size - length:
+            part = self._end.slice(start, length)
+            if self._source.mapped or digest(part) == expected:
+                return part
         return self._source.read(offset, length, functools.partial(_has_digest, expected))
 
     def _read_schema(self, message: pa.Buffer) -> tuple[pa.Schema, ShardHeader]:
@@ -121,6 +121,9 @@ class Shard:
 
     def messages(self, first: int, last: int) -> list[pa.Buffer]:
         """The bytes of the chunks from `first` to `last`, for `chunk`."""
+        if self._end.size:
+            entries = self.index[first : last + 1]
+            return [self._read(int(e["offset"]), int(e["length"]), e["digest"].tobytes()) for e in entries]
         parts: list[Part] = []
         for entry in self.index[first : last + 1]:
             expected = entry["digest"].tobytes()

@@ -27,7 +27,7 @@ from logitstore.tokenizer import Tokenizer
 from logitstore.torch.device import EncodedBatch, decode_batch, to_device
 from logitstore.torch.order import Shuffle
 from logitstore.torch.parcel import Packer, Parcel, replaced, unpack
-from logitstore.torch.source import Source, as_samples, as_source, check_student
+from logitstore.torch.source import Source, as_samples, as_source, check_student, expect, is_remote
 from logitstore.torch.state import Plan, State, StreamState
 
 
@@ -74,6 +74,11 @@ class LogitDataset(MapDataset[Sequence]):
             CorruptDataError: its bytes are not what was written.
         """
         return self.samples[operator.index(row)]
+
+    def __getitems__(self, rows: list[int]) -> list[Sequence]:
+        """The sequences of a batch, which a `DataLoader` asks for at once."""
+        expect(self.samples, [operator.index(row) for row in rows])
+        return [self[row] for row in rows]
 
 
 class StreamingLogits(IterableDataset[Sequence]):
@@ -276,6 +281,7 @@ class Stream(Iterator[Sequence]):
         self.rank = rank
         self.worker, self.workers = worker
         self._batches = 0
+        self._told = 0  # batches of this worker whose samples were asked for ahead
         self._left = iter(range(0))
 
     def __next__(self) -> Sequence:
@@ -285,7 +291,22 @@ class Stream(Iterator[Sequence]):
                 raise StopIteration
             self._left = iter(self.plan.share(number, *self.rank))
             self._batches += 1
+            if is_remote(self.source):
+                self._expect()
         return self.source.at(self.seed, *divmod(position, self.plan.samples))
+
+    def _expect(self) -> None:
+        """Say which samples come next: those of this batch, and of some after it."""
+        wanted: list[int] = []
+        first = max(self._batches - 1, self._told)
+        for batch in itertools.count(first):
+            ahead = (batch - self._batches) * self.plan.global_batch // self.rank[1]
+            number = self.worker + batch * self.workers
+            if (batch > self._batches and ahead >= _AHEAD) or not self.plan.batch(number):
+                self._told = batch
+                break
+            wanted += self.plan.share(number, *self.rank)
+        expect(self.source, self.seed, [divmod(position, self.plan.samples) for position in wanted])
 
     def state_dict(self) -> dict[str, Any]:
         """How far this worker is, for torchdata's StatefulDataLoader.
@@ -313,7 +334,7 @@ class Stream(Iterator[Sequence]):
                 "StatefulDataLoader's state into one for any number of ranks and workers with "
                 "logitstore.torch.global_state, and give that to StreamingLogits.load_state_dict"
             )
-        self._batches = loaded.batches
+        self._batches = self._told = loaded.batches
         self._left = iter(range(0))
 
     def _state(self) -> StreamState:
@@ -323,6 +344,9 @@ class Stream(Iterator[Sequence]):
 
 
 _END: Final = object()
+
+_AHEAD: Final = 64
+"""Samples of a remote dataset that are asked for before their turn, at least, beside the next batch."""
 
 
 class _Packs:

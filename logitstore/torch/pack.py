@@ -6,6 +6,7 @@ The plan of all packs is made once, from the lengths alone, and held in four arr
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -17,7 +18,7 @@ from logitstore.errors import InvalidInputError, InvalidTypeError, RowIndexError
 from logitstore.limits import SEQUENCE_POSITIONS
 from logitstore.shard.sequence import Sequence
 from logitstore.torch.order import mix, order_key
-from logitstore.torch.source import Samples, as_samples
+from logitstore.torch.source import Samples, as_samples, expect, is_remote
 
 Method = Literal["best-fit", "split"]
 
@@ -130,6 +131,7 @@ class Packed:
         self.highest_id: int | None = getattr(samples, "highest_id", None)
         self.normalised = samples.normalised
         self.temperature: float | None = getattr(samples, "temperature", None)
+        self.remote = is_remote(samples)
         settings = f"{method}:{length}:{seed}:{window}:{int(drop_last)}"
         told = f"logitstore pack {_VERSION}:{samples.digest}:{settings}"
         self.digest = hashlib.sha256(told.encode()).hexdigest()
@@ -157,6 +159,11 @@ class Packed:
     def fill(self) -> float:
         """Tokens over places: 1 where no pack is short."""
         return float(self.lengths().sum(dtype=np.int64) / (len(self) * self.length))
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Start fetching packs that will be read soon."""
+        pieces = [slice(*self.plan.offsets[row : row + 2].tolist()) for row in rows]
+        expect(self.samples, [number for piece in pieces for number in self.plan.row[piece].tolist()])
 
     def __getitem__(self, row: int) -> Sequence:
         """A pack.

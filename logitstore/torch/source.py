@@ -44,7 +44,8 @@ class Samples(Protocol):
         logit_width: candidate ids are below it; None when unknown.
         normalised: over what the probabilities sum to one, `vocabulary` or `candidates`.
 
-    They may have an attribute `highest_id` (None when unknown), which tells better than the width which students fit.
+    They may have an attribute `highest_id` (None when unknown), which tells better than the width which students fit;
+    and, where rows come over a network, `remote` (True) and a method `expect(rows)`, which starts fetching them.
     """
 
     digest: str
@@ -63,6 +64,8 @@ class Source(Protocol):
 
     Attributes:
         digest: identifies the samples and the rules of their order.
+
+    It may have `remote` (True) and a method `expect(seed, places)`, as samples do; places are pairs of epoch and place.
     """
 
     digest: str
@@ -91,6 +94,7 @@ class DatasetSamples:
         self.decode = dataset.decode
         # Shuffled rows come back to the chunks of a window of blocks.
         self.dataset = dataset.with_remembered(_CHUNKS)
+        self.remote = dataset.store.remote
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -104,6 +108,10 @@ class DatasetSamples:
             CorruptDataError: its bytes are not what was written.
         """
         return self.dataset[row]
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Start fetching rows that will be read soon."""
+        self.dataset.expect(rows)
 
     def lengths(self) -> NDArray[np.uint32]:
         """Positions of each sequence, in order: uint32 [len(self)]; see `Dataset.lengths`."""
@@ -178,6 +186,7 @@ class Shuffled:
         self.highest_id: int | None = getattr(self.samples, "highest_id", None)
         self.normalised = self.samples.normalised
         self.temperature: float | None = getattr(self.samples, "temperature", None)
+        self.remote = is_remote(self.samples)
 
     def __len__(self) -> int:
         """Samples of an epoch: all."""
@@ -185,7 +194,27 @@ class Shuffled:
 
     def at(self, seed: int, epoch: int, place: int) -> Sequence:
         """The sample at a place of an epoch."""
-        return self.samples[_order(len(self.samples), self.samples.digest, seed, self._rule).row(epoch, place)]
+        return self.samples[self._order(seed).row(epoch, place)]
+
+    def expect(self, seed: int, places: Iterable[tuple[int, int]]) -> None:
+        """Start fetching samples that will be read soon."""
+        if self.remote:
+            order = self._order(seed)
+            expect(self.samples, [order.row(epoch, place) for epoch, place in places])
+
+    def _order(self, seed: int) -> Order:
+        return _order(len(self.samples), self.samples.digest, seed, self._rule)
+
+
+def is_remote(of: Samples | Source) -> bool:
+    """Whether samples come over a network, so that it is worth saying which will be read."""
+    return bool(getattr(of, "remote", False))
+
+
+def expect(of: Samples | Source, *what: Any) -> None:
+    """Say what will be read soon, where that helps."""
+    if is_remote(of):
+        of.expect(*what)  # type: ignore[union-attr] # what is remote has it
 
 
 @functools.lru_cache(maxsize=64)
@@ -226,6 +255,7 @@ class Mixture:
         self.logit_width = None if None in widths else max(width for width in widths if width is not None)
         self.highest_id = max((id_ for id_ in map(highest_id, self.sources) if id_ is not None), default=None)
         self.temperature = common_temperature(self.sources)
+        self.remote = any(map(is_remote, self.sources))
         known = {getattr(source, "normalised", None) for source in self.sources}
         self.normalised = "vocabulary" if known == {"vocabulary"} else "candidates"
         parts = [f"{count} {source.digest}" for count, source in zip(self.counts, self.sources, strict=True)]
@@ -240,6 +270,15 @@ class Mixture:
         source, number = self.locate(seed, epoch, place)
         chosen = self.sources[source]
         return chosen.at(seed, *divmod(number, len(chosen)))
+
+    def expect(self, seed: int, places: Iterable[tuple[int, int]]) -> None:
+        """Start fetching samples that will be read soon."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for epoch, place in places:
+            source, number = self.locate(seed, epoch, place)
+            wanted.setdefault(source, []).append(divmod(number, len(self.sources[source])))
+        for source, own in wanted.items():
+            expect(self.sources[source], seed, own)
 
     def locate(self, seed: int, epoch: int, place: int) -> tuple[int, int]:
         """(source, which of all its samples since the beginning) at a place of an epoch."""

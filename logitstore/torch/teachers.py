@@ -23,7 +23,7 @@ from logitstore.errors import InvalidInputError, InvalidTypeError, LogitStoreWar
 from logitstore.limits import ID_LIMIT
 from logitstore.shard.sequence import Sequence
 from logitstore.torch.pack import lengths_of
-from logitstore.torch.source import Samples, as_samples, common_temperature
+from logitstore.torch.source import Samples, as_samples, common_temperature, expect, is_remote
 
 Missing = Literal["none", "skip"]
 
@@ -90,6 +90,7 @@ class Teachers:
         self.logit_width = _highest([each.logit_width for each in samples])
         self.highest_id = _highest([getattr(each, "highest_id", None) for each in samples])
         self.normalised = "vocabulary"
+        self.remote = any(map(is_remote, samples))
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -98,6 +99,11 @@ class Teachers:
     def lengths(self) -> NDArray[np.uint32]:
         """uint32 [sequences]: positions of each."""
         return lengths_of(self.samples[0])
+
+    def expect(self, rows: SequenceOf[int]) -> None:
+        """Start fetching rows that will be read soon."""
+        for each in self.samples:
+            expect(each, rows)
 
     def __getitem__(self, row: int) -> Sequence:
         """The mixture of one sequence.
