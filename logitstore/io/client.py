@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -18,10 +19,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import GitRefs, RepoFile
 from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils.sha import git_hash
 
 from logitstore._version import __version__
 from logitstore.errors import (
+    CorruptDataError,
     DatasetNotFoundError,
     InvalidInputError,
     LogitStoreError,
@@ -35,7 +39,23 @@ T = TypeVar("T")
 
 _SECRET: Final = re.compile(r"hf_[A-Za-z0-9_]{4,}|(?<=[?&])[^\s'\"]+|Bearer \S+")
 _QUOTA: Final = re.compile(r"quota|storage|limit|billing|upgrade|payment", re.IGNORECASE)
+_FEW: Final = 2  # calls of what the client itself tries six times
 _FINAL: Final = (EntryNotFoundError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
+
+ERRORS: Final = (*FAILURES, *_FINAL, ValueError, LookupError, TypeError, AttributeError)
+"""What calls of huggingface_hub fail with; the last four where an answer of the Hub is not what it should be."""
+
+
+class _Scrubbing(logging.Filter):
+    """Takes what opens a door out of a message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = _SECRET.sub("...", record.getMessage()), ()
+        return True
+
+
+# The client warns of every failed request with its whole address, also where that is a signed one.
+logging.getLogger("huggingface_hub.utils._http").addFilter(_Scrubbing())
 
 
 @dataclass(frozen=True)
@@ -64,14 +84,19 @@ class Client:
         headers = build_hf_headers(token=self.token, library_name="logitstore", library_version=__version__)
         return {str(name): str(value) for name, value in headers.items()}
 
+    def signed_in(self) -> bool:
+        """Whether there is a token at all; only the Hub knows what it is good for."""
+        return any(name.lower() == "authorization" for name in self.headers())
 
-def call(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+
+def call(what: str, function: Callable[..., T], *args: Any, tries: int = TRIES, **kwargs: Any) -> T:
     """Call something of huggingface_hub, again where that may help.
 
     Args:
         what: what was wanted and where, for messages: `ns/name: cannot be created`.
         function: to call.
         args: its arguments.
+        tries: the most calls; few for what asks again by itself.
         kwargs: its arguments.
 
     Raises:
@@ -81,26 +106,185 @@ def call(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     while True:
         try:
             return function(*args, **kwargs)
-        except (*FAILURES, *_FINAL) as error:
+        except ERRORS as error:
             failures += 1
             wait = patience(error, failures)
-            if wait is None or failures >= TRIES:
-                # The client's own errors hold requests and signed addresses, which no traceback is to show.
-                raise explained(error, what) from None
+            meaning = explained(error, what)
+        if wait is None or failures >= tries:
+            # Not inside the handler: the client's errors hold requests and signed addresses, which no traceback,
+            # whatever it is made with, is to show.
+            raise meaning
         pause(wait)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of a dataset's repository, to be written to.
+
+    Attributes:
+        api: of the account.
+        repo: `ns/name`.
+        name: of the branch.
+    """
+
+    api: HfApi
+    repo: str
+    name: str
+
+    def private(self) -> bool | None:
+        """Whether the repository is; None where there is none that the token sees."""
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        try:
+            info = call(self._unread, self.api.dataset_info, self.repo, expand=["private"], timeout=timeout)
+        except DatasetNotFoundError:
+            return None
+        return bool(info.private)
+
+    def create_repo(self, *, private: bool) -> None:
+        """Make the repository; nothing where it is there."""
+
+        def create() -> None:
+            try:
+                self.api.create_repo(self.repo, repo_type="dataset", private=private or None)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:  # it is there: another push, or a reply that was lost
+                    raise
+
+        call(f"{self.repo}: cannot be made", create)
+
+    def create(self, start: str) -> None:
+        """Make the branch from a commit; nothing where it is there."""
+        what = f"{self.repo}: the branch {self.name} cannot be made"
+        more: dict[str, Any] = {"branch": self.name, "revision": start, "repo_type": "dataset", "exist_ok": True}
+        call(what, self.api.create_branch, self.repo, **more)
+
+    def head(self, name: str | None = None) -> str | None:
+        """The commit that this branch, or another, is now; None where it is not there."""
+        refs = self.refs()
+        found = [*refs.branches, *(refs.pull_requests or [])]
+        return next((ref.target_commit for ref in found if (name or self.name) in (ref.name, ref.ref)), None)
+
+    def tagged(self, tag: str) -> str | None:
+        """The commit that has this tag; None where there is no such tag."""
+        return next((ref.target_commit for ref in self.refs().tags if ref.name == tag), None)
+
+    def refs(self) -> GitRefs:
+        """Branches and tags now."""
+        with_requests = self.name.startswith("refs/pr/")
+        return call(
+            self._unread,
+            self.api.list_repo_refs,
+            self.repo,
+            repo_type="dataset",
+            include_pull_requests=with_requests,
+        )
+
+    def files(self, commit: str) -> dict[str, RepoFile]:
+        """The files of a commit by path."""
+
+        def listed() -> list[RepoFile]:
+            tree = self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")
+            return [entry for entry in tree if isinstance(entry, RepoFile)]
+
+        return {file.path: file for file in call(self._unread, listed, tries=_FEW)}
+
+    def upload(self, additions: list[CommitOperationAdd]) -> None:
+        """Send content ahead of its commit; does nothing for what is known to be there."""
+        names = additions[0].path_in_repo + (f" and {len(additions) - 1} more" if len(additions) > 1 else "")
+        call(
+            f"{self.repo}: {names} cannot be sent",
+            self.api.preupload_lfs_files,
+            self.repo,
+            additions,
+            repo_type="dataset",
+            revision=self.name,
+            free_memory=False,
+            tries=_FEW,
+        )
+
+    def commit(self, operations: list[Any], parent: str, message: str) -> str:
+        """Make one commit on the parent that was seen; whether a lost reply was a success is looked up.
+
+        Raises:
+            RemoteError: somebody else pushed meanwhile, or the Hub cannot be reached.
+        """
+        what, failures = f"{self.repo}: the commit cannot be made", 0
+        added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        if added:
+            self.upload(added)
+        while True:
+            try:
+                made = self.api.create_commit(
+                    self.repo,
+                    operations,
+                    commit_message=message,
+                    repo_type="dataset",
+                    revision=self.name,
+                    parent_commit=parent,
+                )
+                return str(made.oid)
+            except ERRORS as error:
+                failures += 1
+                wait = patience(error, failures)
+                meaning = explained(error, what)
+            head = self.head()
+            if head != parent:
+                if head is not None and self.holds(head, operations):
+                    return head
+                raise RemoteError(f"{self.repo}: somebody else changed {self.name} meanwhile; push again")
+            if wait is None or failures >= TRIES:
+                raise meaning
+            pause(wait)
+
+    def holds(self, commit: str, operations: list[Any]) -> bool:
+        """Whether a commit has all that these operations make."""
+        files = self.files(commit)
+        for operation in operations:
+            there = files.get(operation.path_in_repo)
+            if isinstance(operation, CommitOperationDelete):
+                if there is not None:
+                    return False
+            elif there is None or there.size != operation.upload_info.size:
+                return False
+            elif there.lfs is not None:
+                if there.lfs.sha256 != operation.upload_info.sha256.hex():
+                    return False
+            elif there.blob_id != _blob(operation):
+                return False
+        return True
+
+    def tag(self, tag: str, commit: str) -> None:
+        """Give a commit a tag; nothing where there is one of this name."""
+        what = f"{self.repo}: the tag {tag} cannot be made"
+        more: dict[str, Any] = {"tag": tag, "revision": commit, "repo_type": "dataset", "exist_ok": True}
+        call(what, self.api.create_tag, self.repo, **more)
+
+    @property
+    def _unread(self) -> str:
+        return f"{self.repo}: cannot be read"
+
+
+def _blob(operation: CommitOperationAdd) -> str:
+    with operation.as_file() as file:
+        return git_hash(file.read())
 
 
 def patience(error: Exception, failures: int) -> float | None:
     """Seconds after which a call may succeed; None where it would fail again."""
-    if isinstance(error, (LogitStoreError, PermissionError, FileNotFoundError, *_FINAL)):
+    error, uploading = _cause(error), isinstance(error, RuntimeError)
+    if isinstance(error, (LogitStoreError, *_FINAL)) or _of_file(error) or _refused_card(error):
         return None
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status not in (408, 425, 429) and status < 500:
-            return None
-        return waiting(error.response.headers) or backoff(failures)
+        status, headers = error.response.status_code, error.response.headers
+        if status == 429 or "Retry-After" in headers:  # every answer of the Hub says when its limits begin anew
+            return waiting(headers) or backoff(failures)
+        if status in (408, 425) or status >= 500 or (uploading and _anonymous(error)):
+            return backoff(failures)
+        return None
     return None if _without_xet(error) or _refused_by_xet(error) else backoff(failures)
 
+
+LOG_IN: Final = "no token is set; log in with `hf auth login`, or set HF_TOKEN"
 
 _MEANINGS: Final[tuple[tuple[type[Exception], type[LogitStoreError], str], ...]] = (
     (
@@ -122,7 +306,7 @@ _MEANINGS: Final[tuple[tuple[type[Exception], type[LogitStoreError], str], ...]]
     (
         LocalTokenNotFoundError,
         RemoteAccessError,
-        "no token is set; log in with `hf auth login`, or set HF_TOKEN",
+        LOG_IN,
     ),
     (HFValidationError, InvalidInputError, "this is no name of a repository; write it as namespace/name"),
     (OfflineModeIsEnabled, RemoteError, "HF_HUB_OFFLINE is set; unset it to reach the Hub"),
@@ -136,37 +320,78 @@ def explained(error: Exception, what: str) -> LogitStoreError:
     Returns:
         DatasetNotFoundError, SourceNotFoundError, RemoteAccessError, InvalidInputError or RemoteError.
     """
+    error, uploading = _cause(error), isinstance(error, RuntimeError)
     if isinstance(error, LogitStoreError):
         return error
-    for kind, meaning, text in _MEANINGS:
-        if isinstance(error, kind):
-            return meaning(f"{what}: {text}")
-    if isinstance(error, HfHubHTTPError):
-        return _of_status(error, what)
-    if _without_xet(error):
-        return RemoteError(f"{what}: this Hub has no Xet storage; set HF_HUB_DISABLE_XET=1 and try again")
-    if _refused_by_xet(error):
-        return RemoteAccessError(f"{what}: the Hub's storage refused the token; use one with write access")
-    return RemoteError(f"{what}: the Hub cannot be reached ({type(error).__name__}); check the network and try again")
+    if _of_file(error):
+        return CorruptDataError(f"cannot be read: {error.strerror}", code="file-kind", path=str(error.filename))
+    found = next(((meaning, text) for kind, meaning, text in _MEANINGS if isinstance(error, kind)), None)
+    if found is None and isinstance(error, HfHubHTTPError):
+        found = _of_status(error, address=uploading and _anonymous(error))
+    meaning, text = found or _of_others(error)
+    return meaning(f"{what}: {text}")
 
 
-def _of_status(error: HfHubHTTPError, what: str) -> LogitStoreError:
+_Meaning = tuple[type[LogitStoreError], str]
+
+
+def _of_status(error: HfHubHTTPError, *, address: bool) -> _Meaning:
+    """What a status means; that of a signed address, which carries no token, by itself."""
     status = error.response.status_code
     said = scrubbed(error.server_message or error.response.headers.get("X-Error-Message") or "")
     says = f": {said}" if said else ""
-    if status in (402, 413, 507) or (status == 403 and _QUOTA.search(said)):
-        return RemoteAccessError(f"{what}: no room{says}; free space, make the repository public, or change the plan")
-    if status == 401:
-        return RemoteAccessError(f"{what}: the token is not valid{says}; log in again with `hf auth login`")
-    if status == 403:
-        return RemoteAccessError(
-            f"{what}: your token has no right to do that{says}; use one with write access to this namespace"
-        )
+    kind: type[LogitStoreError] = RemoteError
     if status == 429:
-        return RemoteError(f"{what}: the Hub limits your requests (429){says}; wait some minutes and try again")
-    if status >= 500:
-        return RemoteError(f"{what}: the Hub has a problem ({status}){says}; try again later")
-    return RemoteError(f"{what}: the Hub refused ({status}){says}")
+        text = f"the Hub limits your requests (429){says}; wait some minutes and try again"
+    elif status in (402, 413, 507) or (status == 403 and _QUOTA.search(said)):
+        kind = RemoteAccessError
+        text = f"no room{says}; free space, make the repository public, or change the plan"
+    elif status >= 500:
+        text = f"the Hub has a problem ({status}){says}; try again later"
+    elif address:
+        text = f"the Hub's storage refused ({status}){says}; try again later"
+    elif status == 401:
+        kind = RemoteAccessError
+        text = LOG_IN if _anonymous(error) else f"the token is not valid{says}; log in again with `hf auth login`"
+    elif status == 403:
+        kind = RemoteAccessError
+        text = f"your token has no right to do that{says}; use one with write access to this namespace"
+    else:
+        text = f"the Hub refused ({status}){says}"
+    return kind, text
+
+
+def _of_others(error: Exception) -> _Meaning:
+    name, said = type(error).__name__, scrubbed(str(error))
+    if _refused_card(error):
+        return InvalidInputError, f"{said}; correct README.md and push again"
+    if _without_xet(error):
+        return RemoteError, "this Hub has no Xet storage; set HF_HUB_DISABLE_XET=1 and try again"
+    if _refused_by_xet(error):
+        return RemoteAccessError, "the Hub's storage refused the token; use one with write access"
+    if isinstance(error, FAILURES):
+        return RemoteError, f"the Hub cannot be reached ({name}); check the network and try again"
+    return RemoteError, f"the Hub gave an answer that cannot be used ({name}: {said}); try again later"
+
+
+def _cause(error: Exception) -> Exception:
+    """What an upload failed with; the client raises RuntimeError from it."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _anonymous(error: HfHubHTTPError) -> bool:
+    return "Authorization" not in error.response.request.headers
+
+
+def _of_file(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.filename is not None
+
+
+def _refused_card(error: Exception) -> bool:
+    """Whether the Hub said no to the metadata of a card, which it is shown before a commit."""
+    return isinstance(error, ValueError) and "metadata in README.md" in str(error)
 
 
 def _without_xet(error: Exception) -> bool:

@@ -72,6 +72,7 @@ class _Range:
     name: str
     buffer: int
     done: int = 0
+    refused: bool = False
 
 
 def _program_lives() -> bool:
@@ -116,7 +117,7 @@ def fetch(
                 if where.lasting or failures >= TRIES // 2:
                     raise RemoteError(f"{name}: refused with status {status}")
         except FAILURES as error:
-            if isinstance(error, LogitStoreError):
+            if asked.refused or isinstance(error, LogitStoreError):
                 raise
             reason = type(error).__name__
         if asked.done >= best + _PROGRESS:
@@ -161,7 +162,11 @@ def _ask(where: Address, asked: _Range) -> tuple[int, float]:
             part = response.read(min(left, asked.buffer), decode_content=False)
             if not part:
                 break
-            asked.sink(part)
+            try:
+                asked.sink(part)
+            except Exception:
+                asked.refused = True  # a full disk, say: not the network's
+                raise
             asked.done += len(part)
         return status, 0.0
     finally:

@@ -85,10 +85,7 @@ class RemoteStore(ABC):
 
     def _whole(self, file: FileInfo) -> pa.Buffer:
         source = RemoteFile(self, file.path, file.bytes, file.sha256, 0)
-        try:
-            data = source.read(0, file.bytes, lambda data: _sha256(data) == file.sha256)
-        except SourceNotFoundError:
-            raise CorruptDataError("the file is missing", code="tokenizer-file", path=source.path) from None
+        data = source.read(0, file.bytes, lambda data: _sha256(data) == file.sha256)
         if _sha256(data) != file.sha256:
             raise CorruptDataError(
                 "it is not the file that the manifest describes", code="tokenizer-file", path=source.path
@@ -128,8 +125,7 @@ class RemoteFile:
         """These bytes: from the cache, else fetched, up to three times where they are not accepted.
 
         Raises:
-            SourceNotFoundError: there is no such file.
-            CorruptDataError: it is shorter.
+            CorruptDataError: it is missing, or shorter.
             RemoteError: it cannot be had now.
         """
         if accept is None:
@@ -170,7 +166,12 @@ class RemoteFile:
 
     def _fetch(self, offset: int, length: int) -> pa.Buffer:
         parts: list[bytes] = []
-        self.store.fetch(self.name, offset, length, parts.append)
+        try:
+            self.store.fetch(self.name, offset, length, parts.append)
+        except SourceNotFoundError:
+            raise CorruptDataError(
+                "the manifest names this file, and it is missing", code="shard-missing", path=self.path
+            ) from None
         return pa.py_buffer(parts[0] if len(parts) == 1 else b"".join(parts))
 
 
