@@ -79,8 +79,11 @@ def test_map_style(hub, path):
         np.testing.assert_array_equal(one.logprobs, other.logprobs)
 
 
-def test_samples_are_fetched_before_their_turn(hub, path):
-    """When the first batch of 4 samples is there, chunks of 60 further ones at least have been asked for."""
+def test_samples_are_fetched_before_their_turn(hub, write):
+    """When two batches of 4 samples are there, the chunks of the 60 that follow have been asked for."""
+    path = write(sequences=90, positions=20, k=32, chunk_candidates=3000, shard_bytes=80_000)
+    push(path, "me/x")
+    hub.clear_log()
     order = [name for batch in ids(LogitLoader(StreamingLogits(path, batch_size=4, shuffle="full"))) for name in batch]
     local = logitstore.open(path)
     row_of = {sequence.id: row for row, sequence in enumerate(local)}
@@ -92,6 +95,7 @@ def test_samples_are_fetched_before_their_turn(hub, path):
     wanted = {chunk(name) for name in order[:64]}
     assert len(wanted) > len({chunk(name) for name in order[:4]}) + 5
     iterator = iter(LogitLoader(StreamingLogits(PLACE, batch_size=4, shuffle="full")))
+    next(iterator)
     next(iterator)
     deadline = time.monotonic() + 30
     while True:
