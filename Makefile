@@ -5,7 +5,8 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-convert bench-loader bench-memory bench-losses distil build clean
+.PHONY: demo test test-slow test-oldest-hub lint format bench bench-convert bench-loader bench-memory bench-losses bench-hub distil \
+	build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +29,19 @@ test: .venv/tested  ## all tests but the exhaustive ones
 
 test-slow: .venv/tested  ## every bit and every length of a shard and its manifest
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# The oldest release of the Hub's client that we allow (it is made of httpx, later ones of httpx2): no torch there.
+OLDEST_HUB := $(shell sed -n 's/^  "huggingface_hub>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+
+.venv-oldest-hub/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest-hub
+	.venv-oldest-hub/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		'huggingface_hub==$(OLDEST_HUB).*' $(filter pytest% hypothesis%,$(TEST_WHEELS)) 'datasets==5.2.0' 'aiohttp==3.14.5'
+	touch $@
+
+test-oldest-hub: .venv-oldest-hub/installed  ## what has to do with the Hub, with the oldest client
+	.venv-oldest-hub/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/test_hub_*.py tests/test_remote.py \
+		tests/test_cache.py tests/test_fsspec.py
 
 lint: .venv/linted
 	$(BIN)/ruff check .
@@ -61,6 +75,9 @@ bench-memory: .venv/tested  ## memory of iterating over a million sequences
 
 bench-losses: .venv/tested  ## time and memory of the losses beside plain cross-entropy
 	$(BIN)/python benchmarks/losses.py
+
+bench-hub: .venv/installed  ## reading on the Hub beside reading from a disk
+	$(BIN)/python benchmarks/hub.py
 
 distil: .venv/tested  ## the distillation of the README
 	$(BIN)/python examples/distil.py
