@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import socket
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import logitstore
-from logitstore.hub import push
+from logitstore.hub import pull, push
 from logitstore.io.hub import HubPlace
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -448,3 +449,41 @@ def test_a_bit_flipped_anywhere(hub_with_data, at, skip, times):
 @pytest.fixture
 def hub_with_data(hub, published):
     return hub, logitstore.open(published(sequences=60, k=32, chunk_candidates=6000, shard_bytes=80_000))
+
+
+# Elsewhere
+
+
+def test_urls_are_not_taken_for_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(logitstore.InvalidInputError, match="is a URL; write to a directory"):
+        logitstore.Writer(PLACE)
+    with pytest.raises(logitstore.InvalidInputError, match="is a URL; validate what `logitstore pull` fetches"):
+        logitstore.validate(PLACE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_asked_of_anybody_else(hub, write, tmp_path, monkeypatch):
+    """Every connection of push, pull and reading goes to the Hub or to its storage."""
+    seen = set()
+    connect = socket.socket.connect
+
+    def watched(self, address):
+        seen.add(address[1] if isinstance(address, tuple) else address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    path = write(sequences=30)
+    push(path, "me/x", tag="v1")
+    pull("me/x@v1", tmp_path / "back")
+    all_same(logitstore.open(PLACE), logitstore.open(path))
+    assert seen == {int(url.rsplit(":", 1)[1]) for url in (hub.endpoint, hub.storage)}
+
+
+def test_looking_for_an_id_asks_several_shards_at_once(hub, many):
+    local, remote = logitstore.open(many), logitstore.open(PLACE)
+    same(remote.by_id(local[3].id), local[3])
+    assert len({request.path for request in hub.requests if request.origin == "storage"}) < 40
+    same(remote.by_id(local[-1].id), local[-1])
+    with pytest.raises(logitstore.SequenceNotFoundError):
+        remote[:5].by_id(local[-1].id)

@@ -17,6 +17,7 @@ from logitstore.errors import (
     UnsupportedVersionError,
 )
 from logitstore.io import LocalStore
+from logitstore.io.store import local_path
 from logitstore.schema import Manifest
 from logitstore.shard.reader import Shard
 
@@ -35,10 +36,13 @@ def validate(
             tokenizer.
         progress: called with (bytes of shards checked, bytes in all).
 
+    Raises:
+        InvalidInputError: the path is a URL.
+
     Returns:
         Every problem found. The dataset is valid when none of them is an error, see `is_valid`.
     """
-    root = Path(path)
+    root = local_path(path, "validate what `logitstore pull` fetches; what is read from a URL is verified as it comes")
     findings = Findings()
     manifest = _manifest(root, findings)
     if manifest is None:

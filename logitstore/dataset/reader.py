@@ -180,9 +180,8 @@ class Dataset:
             SequenceNotFoundError: there is none in this view.
             CorruptDataError: its bytes are not what was written.
         """
-        for number in range(len(self._shards.infos)):
-            row = self._shards[number].find(sequence_id)
-            if row is not None and row + self._shards.starts[number] in self._rows:
+        for number, row in self._shards.find(sequence_id):
+            if row + self._shards.starts[number] in self._rows:
                 chunk, place = self._shards[number].locate(row)
                 return next(self._decode(number, chunk, [place]))
         raise SequenceNotFoundError(f"no sequence has the id {sequence_id!r} in {self._store.name}")

@@ -247,6 +247,24 @@ class Shards:
             if len(self._waiting) < AHEAD_CHUNKS:
                 self._waiting.append(row)
 
+    def find(self, sequence_id: str) -> Iterator[tuple[int, int]]:
+        """(shard, row in it) of each sequence with this id; remote shards are looked through several at a time."""
+        numbers = range(len(self.infos))
+        started = 0
+        try:
+            for number in numbers:
+                while self.store.remote and started < min(number + AHEAD_SHARDS, len(numbers)):
+                    self._ahead.start([("find", started)], self._found, started, sequence_id)
+                    started += 1
+                (row,) = self._ahead.take(("find", number)) or self._found(number, sequence_id)[0]
+                if row is not None:
+                    yield number, row
+        finally:
+            self._ahead.forget([("find", number) for number in numbers[:started]])
+
+    def _found(self, number: int, sequence_id: str) -> list[tuple[int | None]]:
+        return [(self[number].find(sequence_id),)]
+
     def _touched(self, rows: range) -> list[int]:
         """The shards that hold some of the rows, in the rows' order."""
         ascending = rows if rows.step > 0 else rows[::-1]

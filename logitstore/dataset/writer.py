@@ -24,6 +24,7 @@ from logitstore.dataset.usercolumns import UserColumns, own_values
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, ValuesOption, encode_values
 from logitstore.errors import InvalidInputError, LogitStoreWarning
+from logitstore.io.store import local_path
 from logitstore.limits import (
     CHUNK_CANDIDATES,
     CHUNK_COLUMN_BYTES,
@@ -111,7 +112,8 @@ class Writer:
             cut=checked.Cut(top_k, top_p, min_k),
         )
         self._columns = UserColumns(columns)
-        self._commit = Commit(Path(path), split, overwrite=overwrite)
+        root = local_path(path, "write to a directory, and publish it with `logitstore push`")
+        self._commit = Commit(root, split, overwrite=overwrite)
         self._tokenizer = tokenizer
         self._teacher = _as_teacher(teacher)
         self._source = source

@@ -93,6 +93,21 @@ class LocalStore:
         return any(self.root.glob("data/*/*.arrow*"))
 
 
+def local_path(place: str | os.PathLike[str], what: str) -> Path:
+    """A path that is none of a URL, which would become a directory called `hf:`.
+
+    Args:
+        place: as it was given.
+        what: what is done there, and what to do instead with a URL.
+
+    Raises:
+        InvalidInputError: a URL.
+    """
+    if isinstance(place, str) and URL.match(place):
+        raise InvalidInputError(f"{place} is a URL; {what}")
+    return Path(place)
+
+
 def store_of(place: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Store:
     """The store at a path or URL; one on the Hub is asked for its revision, others are not touched yet.
 
