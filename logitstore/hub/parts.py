@@ -8,16 +8,17 @@ the bytes get the name `<sha256>`: names say what is in a file, and nothing of a
 
 from __future__ import annotations
 
-import contextlib
 import os
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitstore.errors import CorruptDataError, RemoteError
 from logitstore.io import sha256_file
@@ -27,6 +28,7 @@ FETCHERS: Final = 8
 BUFFER: Final = 2**18
 ATTEMPTS: Final = 3
 _COUNT: Final = np.dtype("<u8")
+_STOP_SECONDS: Final = 1.0
 
 
 class Fetch(Protocol):
@@ -58,6 +60,10 @@ class Wanted:
     size: int
     sha256: str
 
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is this one."""
+        return path.is_file() and path.stat().st_size == self.size and sha256_file(path) == self.sha256
+
 
 class Parts:
     """One file on its way.
@@ -79,15 +85,31 @@ class Parts:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it was fetched and verified before."""
-        return self.whole.is_file() and self.whole.stat().st_size == self.file.size
+        """Whether it was fetched before, and has not been damaged since."""
+        return self.file.is_at(self.whole)
+
+    @property
+    def there(self) -> int:
+        """Bytes that were fetched before."""
+        counts = self._recorded()
+        return 0 if counts is None else int(counts.sum())
+
+    def _recorded(self) -> NDArray[np.uint64] | None:
+        """What the log says; None where the two files are not both there, or not of this file."""
+        try:
+            log, size = self._log.read_bytes(), self._data.stat().st_size
+        except FileNotFoundError:
+            return None
+        if len(log) != self.segments * _COUNT.itemsize or size != self.file.size:
+            return None
+        counts = np.frombuffer(log, _COUNT)
+        fits = all(int(count) <= self.length(number) for number, count in enumerate(counts))
+        return counts if fits else None
 
     def begin(self) -> int:
         """Make the two files, or find how far they are: bytes that are there."""
-        log = self._log.read_bytes() if self._log.is_file() and self._data.is_file() else b""
-        counts = np.frombuffer(log[: len(log) // 8 * 8], _COUNT)
-        known = len(counts) == self.segments and self._data.stat().st_size == self.file.size
-        if not known or any(int(count) > self.length(number) for number, count in enumerate(counts)):
+        counts = self._recorded()
+        if counts is None:
             counts = np.zeros(self.segments, _COUNT)
             self._log.write_bytes(counts.tobytes())
             with self._data.open("wb") as data:
@@ -111,12 +133,15 @@ class Parts:
                 nonlocal have
                 if not wanted():
                     raise RemoteError("stopped")
-                view = memoryview(part)
-                while view:
-                    view = view[data.write(view) :]
-                have += len(part)
-                log.seek(segment * _COUNT.itemsize)
-                log.write(have.to_bytes(_COUNT.itemsize, "little"))
+                try:
+                    view = memoryview(part)
+                    while view:
+                        view = view[data.write(view) :]
+                    have += len(part)
+                    log.seek(segment * _COUNT.itemsize)
+                    log.write(have.to_bytes(_COUNT.itemsize, "little"))
+                except OSError as error:  # a full disk does not say where
+                    raise OSError(error.errno, error.strerror, str(self._data)) from error
                 got(len(part))
 
             fetch(self.file.path, start + have, length - have, take, wanted)
@@ -132,7 +157,7 @@ class Parts:
         """
         self.attempts += 1
         if sha256_file(self._data) != self.file.sha256:
-            self._log.unlink()
+            self._log.unlink(missing_ok=True)
             if self.attempts >= ATTEMPTS:
                 raise CorruptDataError(
                     f"fetched {ATTEMPTS} times, its sha256 is never that of the manifest; what is stored there is "
@@ -144,8 +169,7 @@ class Parts:
         with self._data.open("rb+") as data:
             os.fsync(data.fileno())
         self._data.replace(self.whole)
-        with contextlib.suppress(FileNotFoundError):
-            self._log.unlink()
+        self._log.unlink(missing_ok=True)
         return True
 
 
@@ -168,46 +192,98 @@ def fetch_all(
         RemoteError: the source cannot be reached, or breaks off again and again.
         OSError: the disk is full, or refuses.
     """
-    stopped = threading.Event()
-    queue = _steps(files, got)
-    again: list[tuple[Parts, int]] = []
-    running: dict[Future[bool], tuple[Parts, int]] = {}
-
-    def wanted() -> bool:
-        return not stopped.is_set() and threading.main_thread().is_alive()
-
-    with ThreadPoolExecutor(FETCHERS, "logitstore-pull") as pool:
-        try:
-            while True:
-                while len(running) < 2 * FETCHERS and (step := again.pop() if again else next(queue, None)):
-                    parts, segment = step
-                    call = (
-                        (parts.fetch, segment, fetch, got, wanted)
-                        if segment >= 0
-                        else (parts.finish, where(parts.file.path))
-                    )
-                    running[pool.submit(*call)] = step
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    parts, segment = running.pop(future)
-                    if segment >= 0:
-                        again += [(parts, -1)] if future.result() else []
-                    elif not future.result():
-                        again += _begun(parts, got)
-        finally:
-            stopped.set()
-            for future in running:
-                future.cancel()
+    steps = _steps(files, got)
+    again: list[_Step] = []
+    with _Crew(lambda crew, step: _act(crew, step, fetch, where, got)) as crew:
+        while True:
+            while crew.running < 2 * FETCHERS and (step := again.pop() if again else next(steps, None)):
+                crew.start(step)
+            if not crew.running:
+                return
+            (parts, segment), outcome = crew.next()
+            if segment >= 0:
+                again += [(parts, -1)] if outcome else []
+            elif not outcome:
+                again += _begun(parts, got)
 
 
-def _steps(files: Iterable[Parts], got: Callable[[int], None]) -> Iterator[tuple[Parts, int]]:
-    """The segments of all files in order; -1 stands for finishing a file that has none."""
+_Step = tuple[Parts, int]
+"""A segment of a file; -1 to verify it when all are there."""
+
+
+class _Crew:
+    """Threads that take steps.
+
+    They are not those of a pool: an interpreter that ends waits for such, and they may be waiting for a server. Nobody
+    waits long for these: whoever comes late writes nothing any more.
+    """
+
+    def __init__(self, act: Callable[[_Crew, _Step], bool]) -> None:
+        self._act = act
+        self._stopped = threading.Event()
+        self._todo: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[_Step, bool | BaseException]] = queue.SimpleQueue()
+        names = (f"logitstore-pull-{number}" for number in range(FETCHERS))
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        self.running = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stopped.set()
+        end = time.monotonic() + _STOP_SECONDS
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def wanted(self) -> bool:
+        """Whether what they do still is."""
+        return not self._stopped.is_set() and threading.main_thread().is_alive()
+
+    def start(self, step: _Step) -> None:
+        """Have a step taken."""
+        self._todo.put(step)
+        if self.running < FETCHERS and self._threads[self.running].ident is None:
+            self._threads[self.running].start()
+        self.running += 1
+
+    def next(self) -> tuple[_Step, bool]:
+        """A step that was taken, and its outcome; what it raised is raised."""
+        while True:
+            try:
+                step, outcome = self._done.get(timeout=0.5)  # on Windows, nothing interrupts a long wait
+            except queue.Empty:
+                continue
+            self.running -= 1
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return step, outcome
+
+    def _work(self) -> None:
+        while (step := self._todo.get()) is not None and self.wanted():
+            try:
+                self._done.put((step, self._act(self, step)))
+            except BaseException as error:  # noqa: BLE001 - raised where the outcome is taken
+                self._done.put((step, error))
+
+
+def _act(crew: _Crew, step: _Step, fetch: Fetch, where: Callable[[str], str], got: Callable[[int], None]) -> bool:
+    parts, segment = step
+    if segment < 0:
+        return parts.finish(where(parts.file.path))
+    return parts.fetch(segment, fetch, got, crew.wanted)
+
+
+def _steps(files: Iterable[Parts], got: Callable[[int], None]) -> Iterator[_Step]:
+    """The segments of all files in order."""
     for parts in files:
         yield from _begun(parts, got)
 
 
-def _begun(parts: Parts, got: Callable[[int], None]) -> list[tuple[Parts, int]]:
+def _begun(parts: Parts, got: Callable[[int], None]) -> list[_Step]:
     had = parts.begin()
     got(had if parts.attempts == 0 else had - parts.file.size)
     return [(parts, segment) for segment in range(parts.segments)] or [(parts, -1)]

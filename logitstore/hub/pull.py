@@ -6,9 +6,11 @@ import contextlib
 import os
 import re
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import msgspec
@@ -26,16 +28,27 @@ from logitstore.errors import (
     SourceNotFoundError,
 )
 from logitstore.hub.parts import BUFFER, Parts, Wanted, fetch_all
-from logitstore.io import LocalStore, MappedFile, sha256_file, sync_directory, write_atomic
+from logitstore.io import LocalStore, MappedFile, sync_directory, write_atomic
 from logitstore.io.hub import HubStore
 from logitstore.limits import MANIFEST_BYTES
-from logitstore.schema import Manifest, ShardInfo, Source, Totals, dataset_digest, parse_manifest, serialise_manifest
+from logitstore.schema import (
+    Manifest,
+    ShardInfo,
+    Source,
+    Split,
+    Totals,
+    dataset_digest,
+    parse_manifest,
+    serialise_manifest,
+)
 from logitstore.schema.manifest import MANIFEST_NAME, sum_splits
 
 WORK_DIRECTORY: Final = ".pull"
 CARD_NAME: Final = "README.md"
 _CARD_BYTES: Final = 2**22
-_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
+_LOCK: Final = "lock"
+_RANGE: Final = re.compile(r"([0-9]{1,9})(?: *- *([0-9]{1,9}))?")
+_SHARDS: Final = "data/*/*.arrow*"
 
 Progress = Callable[[int, int], None]
 """Told bytes that are there, and bytes in all."""
@@ -105,24 +118,28 @@ def pull(
     _check_target(root, chosen, whole, overwrite=overwrite)
     work = root / WORK_DIRECTORY
     with _alone(root, work):
+        _check_target(root, chosen, whole, overwrite=overwrite)  # again: another pull may have ended meanwhile
         fetching = _Fetching(root, work, store, progress)
         paths = {info.path for info in chosen}
         named = [file for file in whole.files if not isinstance(file, ShardInfo) or file.path in paths]
         files = [Wanted(file.path, file.bytes, file.sha256) for file in named]
         missing = fetching.missing(files)
         fetching.run(missing)
-        data = _manifest_bytes(store, whole, chosen, lambda info: _fetched(root, work, info))
-        unchanged = not missing and _same(root / MANIFEST_NAME, data)
-        if overwrite or not (root / CARD_NAME).exists():
-            _write_card(store, root)
-        if not unchanged:
-            _place(root, work, missing, data)
-        shutil.rmtree(work, ignore_errors=True)
-    findings = [finding for finding in validate(root) if finding.severity == "error"]
-    if not is_valid(findings):
-        raise CorruptDataError(
-            f"what was fetched is not valid: {findings[0].message}", code=findings[0].code, path=str(root)
+        fresh = {file.path for file in missing}
+        data = _manifest_bytes(
+            store, whole, chosen, split, lambda info: work / info.sha256 if info.path in fresh else root / info.path
         )
+        unchanged = not missing and _same(root / MANIFEST_NAME, data)
+        old = _old(root, overwrite=overwrite)
+        if overwrite or not (root / CARD_NAME).exists():
+            _write_card(store, root, work)
+        if not unchanged:
+            _place(root, work, files, missing, data)
+        _validated(root, placed=not unchanged)
+        for name in old - {file.path for file in files}:
+            with contextlib.suppress(OSError):  # a file that stays is unreferenced; `validate` names it
+                (root / name).unlink()
+        _clear(work)
     size = sum(file.size for file in files)
     return Pulled(root, store.commit, len(chosen), size, fetching.fetched, unchanged)
 
@@ -150,7 +167,8 @@ def choose(manifest: Manifest, split: str | None, shards: str | None) -> tuple[S
         if first > last:
             raise InvalidInputError(f"{shards!r} are no shards; write numbers and ranges as 0-9 or 0,2,5-7")
         if last >= len(infos):
-            raise InvalidInputError(f"there is no shard {last}; there are {len(infos)}, from 0 to {len(infos) - 1}")
+            numbered = f"; they are numbered from 0 to {len(infos) - 1}" if infos else ""
+            raise InvalidInputError(f"there is no shard {last} among {len(infos)}{numbered}")
         numbers.update(range(first, last + 1))
     return tuple(infos[number] for number in sorted(numbers))
 
@@ -168,10 +186,12 @@ def _check_target(root: Path, chosen: tuple[ShardInfo, ...], whole: Manifest, *,
     expected = dataset_digest(chosen, whole.tokenizer)
     if there is not None and there.dataset_digest != expected:
         raise DatasetExistsError(f"{root} holds another dataset; choose another path, or overwrite it (--overwrite)")
-    sizes = {info.path: info.bytes for info in chosen}
-    for path in sorted(root.glob("data/*/*.arrow*")):
+    tokenizer = whole.tokenizer.files if whole.tokenizer is not None else ()
+    sizes = {file.path: file.bytes for file in tokenizer} | {info.path: info.bytes for info in chosen}
+    present = [*root.glob(_SHARDS), *(path for file in tokenizer if (path := root / file.path).exists())]
+    for path in sorted(present) if there is None else ():
         name = path.relative_to(root).as_posix()
-        if there is None and sizes.get(name) != path.stat().st_size:
+        if sizes.get(name) != path.stat().st_size:
             raise DatasetExistsError(
                 f"{root} holds files of another dataset ({name}); choose another path, or overwrite it (--overwrite)"
             )
@@ -180,20 +200,36 @@ def _check_target(root: Path, chosen: tuple[ShardInfo, ...], whole: Manifest, *,
 @contextlib.contextmanager
 def _alone(root: Path, work: Path) -> Iterator[None]:
     """Make the working directory, and keep other pulls out of it."""
-    work.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
+        work.mkdir(parents=True, exist_ok=True)
         yield
         return
     import fcntl  # noqa: PLC0415 - not on Windows
 
-    with (work / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetExistsError(f"another pull is at work in {root}; wait for it") from None
-        except OSError:  # some network file systems have no locks
-            pass
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        path = work / _LOCK
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            lock = stack.enter_context(path.open("wb"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DatasetExistsError(f"another pull is at work in {root}; wait for it") from None
+            except OSError:  # some network file systems have no locks
+                pass
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # else another pull has just removed it
+                held = stack.pop_all()
+                break
+    with held:
         yield
+
+
+def _clear(work: Path) -> None:
+    """Remove the working directory, the lock last: whoever locks a new one finds nothing that is being removed."""
+    with contextlib.suppress(OSError):
+        for path in sorted(work.iterdir(), key=lambda path: path.name == _LOCK):
+            path.unlink()
+        work.rmdir()
 
 
 class _Fetching:
@@ -207,14 +243,14 @@ class _Fetching:
         self.fetched = 0
         self._there = 0
         self._total = 0
+        self._counting = threading.Lock()
 
     def missing(self, files: list[Wanted]) -> list[Wanted]:
         """Files that are not there, or not as they should be."""
         self._total = sum(file.size for file in files)
         missing = []
         for file in files:
-            path = self.root / file.path
-            if path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256:
+            if file.is_at(self.root / file.path):
                 self._got(file.size)
             else:
                 missing.append(file)
@@ -226,15 +262,16 @@ class _Fetching:
         left = [each for each in parts.values() if not each.is_whole]
         self._got(sum(file.size for file in files) - sum(each.file.size for each in left))
         room = shutil.disk_usage(self.work).free
-        needed = sum(each.file.size for each in left)
-        if needed > room + sum(path.stat().st_blocks * 512 for path in self.work.glob("*.part")):
+        needed = sum(each.file.size - each.there for each in left)
+        if needed > room:
             raise InvalidInputError(f"{self.root}: {needed:,} bytes are to be fetched, and there is room for {room:,}")
         fetch_all(left, self._fetch, self.store.where, self._got)
 
     def _fetch(self, path: str, offset: int, length: int, sink: Any, wanted: Any) -> None:
         def take(part: bytes) -> None:
             sink(part)
-            self.fetched += len(part)
+            with self._counting:
+                self.fetched += len(part)
 
         try:
             self.store.fetch(path, offset, length, take, wanted=wanted, buffer=BUFFER)
@@ -246,18 +283,18 @@ class _Fetching:
             ) from None
 
     def _got(self, number: int) -> None:
-        self._there += number
-        if self.progress is not None:
-            self.progress(self._there, self._total)
-
-
-def _fetched(root: Path, work: Path, info: ShardInfo) -> Path:
-    path = work / info.sha256
-    return path if path.is_file() else root / info.path
+        with self._counting:
+            self._there += number
+            if self.progress is not None:
+                self.progress(self._there, self._total)
 
 
 def _manifest_bytes(
-    store: HubStore, whole: Manifest, chosen: tuple[ShardInfo, ...], find: Callable[[ShardInfo], Path]
+    store: HubStore,
+    whole: Manifest,
+    chosen: tuple[ShardInfo, ...],
+    split: str | None,
+    find: Callable[[ShardInfo], Path],
 ) -> bytes:
     """The manifest as it is at its source; of a part, one of its own."""
     if chosen == whole.shards:
@@ -267,12 +304,12 @@ def _manifest_bytes(
         return data
     files = _Elsewhere(Path(), find)
     summary = tally(open_shard(files, info, whole) for info in chosen)
-    own = Source(format="logitstore", name=store.place.url().partition("@")[0], revision=store.commit)
+    own = Source(format="logitstore", name=replace(store.place, revision=None).url(), revision=store.commit)
     part = msgspec.structs.replace(
         whole,
         source=own,
         lineage=(*((whole.source,) if whole.source is not None else ()), *whole.lineage),
-        splits=sum_splits(chosen),
+        splits=sum_splits(chosen) or {name: Split() for name in whole.splits if name == split},
         totals=Totals(
             shards=len(chosen),
             sequences=summary.sequences,
@@ -304,35 +341,62 @@ def _same(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _place(root: Path, work: Path, files: list[Wanted], manifest: bytes) -> None:
+def _place(root: Path, work: Path, files: list[Wanted], missing: list[Wanted], manifest: bytes) -> None:
     """Give what was fetched its names, and then the manifest: from here on the dataset exists."""
-    old = _named(root)
-    if files:  # a dataset that is being replaced is not whole from here until the new manifest
-        (root / MANIFEST_NAME).unlink(missing_ok=True)
-    for number, file in enumerate(files):
-        target = root / file.path
+    there = root / MANIFEST_NAME
+    if not _same(there, manifest) and any((root / file.path).exists() for file in missing):
+        there.unlink(missing_ok=True)  # a dataset whose files are being replaced is not whole until the new manifest
+        sync_directory(root)
+    left = Counter(file.sha256 for file in missing)
+    for file in missing:
+        left[file.sha256] -= 1
+        source, target = work / file.sha256, root / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if any(other.sha256 == file.sha256 for other in files[number + 1 :]):
-            shutil.copyfile(work / file.sha256, target)
-        else:
-            (work / file.sha256).replace(target)
-    for directory in sorted({(root / file.path).parent for file in files}):
+        (_copied(source, work / "copy") if left[file.sha256] else source).replace(target)
+    for directory in sorted({root / parent for file in files for parent in PurePosixPath(file.path).parents}):
         sync_directory(directory)
-        sync_directory(directory.parent)
-    write_atomic(root / MANIFEST_NAME, manifest)
-    for name in old - _named(root):
-        (root / name).unlink(missing_ok=True)
+    _put(root, work, MANIFEST_NAME, manifest)
 
 
-def _named(root: Path) -> set[str]:
-    """Files that the manifest there names."""
-    try:
-        manifest = read_manifest(LocalStore(root))
-    except LogitStoreError:
-        return set()
-    return {file.path for file in manifest.files}
+def _copied(source: Path, target: Path) -> Path:
+    shutil.copyfile(source, target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+    return target
 
 
-def _write_card(store: HubStore, root: Path) -> None:
+def _put(root: Path, work: Path, name: str, data: bytes) -> None:
+    """Create or replace a file of the dataset; a killed process leaves what it began in the working directory."""
+    write_atomic(work / name, data)
+    (work / name).replace(root / name)
+    sync_directory(root)
+
+
+def _old(root: Path, *, overwrite: bool) -> set[str]:
+    """Files of a dataset that is there, as its manifest says; to be overwritten, all that look like one's."""
+    found = [*root.glob(_SHARDS), *root.glob("tokenizer/*")] if overwrite else []
+    names = {path.relative_to(root).as_posix() for path in found}
+    with contextlib.suppress(LogitStoreError):
+        names |= {file.path for file in read_manifest(LocalStore(root)).files}
+    return names
+
+
+def _validated(root: Path, *, placed: bool) -> None:
+    """Check the dataset; one that was placed and is not valid shall not look as if it were.
+
+    Raises:
+        CorruptDataError: it is not valid.
+    """
+    findings = [finding for finding in validate(root) if finding.severity == "error"]
+    if is_valid(findings):
+        return
+    if placed:
+        (root / MANIFEST_NAME).unlink(missing_ok=True)
+    raise CorruptDataError(
+        f"what was fetched is not valid: {findings[0].message}", code=findings[0].code, path=str(root)
+    )
+
+
+def _write_card(store: HubStore, root: Path, work: Path) -> None:
     with contextlib.suppress(SourceNotFoundError):
-        write_atomic(root / CARD_NAME, store.small(CARD_NAME, _CARD_BYTES))
+        _put(root, work, CARD_NAME, store.small(CARD_NAME, _CARD_BYTES))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
@@ -21,26 +21,34 @@ from logitstore.dataset.shards import read_manifest
 from logitstore.errors import (
     CorruptDataError,
     DatasetExistsError,
-    DatasetNotFoundError,
     InvalidInputError,
+    LogitStoreError,
+    RemoteAccessError,
     RemoteError,
     UnsupportedVersionError,
 )
-from logitstore.hub.card import card
+from logitstore.hub.card import BEGIN, card
 from logitstore.hub.preview import previews
 from logitstore.io import LocalStore, sha256_file
-from logitstore.io.client import Client, call, explained, patience, scrubbed
-from logitstore.io.http import FAILURES, TRIES, pause
+from logitstore.io.client import LOG_IN, Branch, Client, call
 from logitstore.io.hub import HubPlace, HubStore
+from logitstore.io.store import URL
+from logitstore.limits import MANIFEST_BYTES
+from logitstore.schema import parse_manifest
 from logitstore.schema.manifest import MANIFEST_NAME
 
 COMMIT_FILES: Final = 100
 """The most files of one commit: the Hub ends requests that take it longer than a minute."""
 
+GROUP_BYTES: Final = 2**26
+"""Small files are sent together up to this size: the Hub counts requests."""
+
 CARD_NAME: Final = "README.md"
 _CARD_BYTES: Final = 2**22
+_SHARD: Final = re.compile(r"data/([^/]+)/\1-[0-9]{5,}\.arrow")
+_PREVIEW: Final = re.compile(r"preview/[^/]+\.arrow")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHOWN: Final = 5
-_TIMEOUT: Final = constants.HF_HUB_ETAG_TIMEOUT
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on (`checking`, `sending`), bytes done, and bytes in all."""
@@ -79,12 +87,13 @@ class _File:
 
 @dataclass(frozen=True)
 class _There:
-    """What is in the branch: its head, its files, and those of them that its manifest names."""
+    """What is in the branch, or in that it will start from: head, files, those that its manifest names, card."""
 
     commit: str
     files: dict[str, RepoFile]
     named: frozenset[str]
     card: str | None
+    branched: bool = True
 
 
 def push(
@@ -106,8 +115,9 @@ def push(
 
     What is there already is not sent again: a second push of the same content does nothing, and one that was killed
     goes on. Shards, tokenizer, preview, card and manifest appear by one commit, made on the parent that was seen;
-    more than 100 files by several, the manifest in the last. Files of an earlier version that this one does not have
-    are removed by it; all others stay. Hand-written parts of a card stay, see `logitstore.hub.card`.
+    more than 100 files by several, the manifest in the last. Files of an earlier version, and shards of a push that
+    was not finished, that this one does not have are removed by it; all others stay. Hand-written parts of a card
+    stay, see `logitstore.hub.card`.
 
     Args:
         path: directory of the dataset.
@@ -127,43 +137,42 @@ def push(
         CorruptDataError: the dataset is not valid.
         DatasetExistsError: the tag names another commit, or the repository is public where a private one was asked for.
         DatasetNotFoundError: there is no dataset at the path.
-        InvalidInputError: no name of a repository, or the existing card cannot be read.
+        InvalidInputError: no directory, name of a repository or of a branch, or the existing card cannot be read.
         RemoteError: the Hub cannot be reached, or somebody else pushed meanwhile.
         RemoteAccessError: the token is missing, not valid or has no right to write; or there is no room.
     """
-    root = Path(path)
-    dataset = Dataset(LocalStore(root), read_manifest(LocalStore(root)))
-    if check:
-        _check(root)
     place, client = HubPlace.parse(repo), Client.of(token=token, endpoint=endpoint)
     if place.revision or place.folder:
         raise InvalidInputError(f"{repo!r}: give namespace/name alone, and a branch by revision= (--revision)")
-    pushing = _Pushing(client, client.api(), place.repo, revision or constants.DEFAULT_REVISION, progress)
+    if URL.match(os.fspath(path)):
+        raise InvalidInputError(f"{os.fspath(path)!r} is no directory; fetch it with `logitstore pull`, and push that")
+    root = Path(path)
+    dataset = Dataset(LocalStore(root), read_manifest(LocalStore(root)))
+    if not call(f"{place.repo}: cannot be pushed to", client.signed_in):
+        raise RemoteAccessError(f"{place.repo}: {LOG_IN}")
+    if check:
+        _check(root)
+    branch = Branch(client.api(), place.repo, revision or constants.DEFAULT_REVISION)
+    pushing = _Pushing(client, branch, progress)
     there = pushing.look(private=private)
     existing = there.card if there is not None else None
     files = _files(root, dataset, place.repo, existing, licence=licence, language=language)
     known = there.files if there is not None else {}
     needed = [file for file in files if not _is_there(file, known.get(file.path))]
     stale = _stale(there, files)
-    pushing.tagged(tag, there, changes=bool(needed or stale))
+    if tag is not None and there is not None:
+        pushing.free(tag, None if needed or stale else there.commit)
     if check:
         pushing.verify(needed)
-    if there is None:
-        there = pushing.make(private=private)
+    there = pushing.make(there, private=private)
+    commit = there.commit
     if needed or stale:
-        commit = pushing.send(needed, stale, there, message or "Push a dataset with logitstore")
-    else:
-        commit = there.commit
+        # The manifest goes with every change: it may have to be taken away meanwhile.
+        sent = needed if files[-1] in needed else [*needed, files[-1]]
+        commit = pushing.send(sent, stale, there, message or "Push a dataset with logitstore")
     if tag is not None:
-        call(
-            f"{place.repo}: the tag {tag} cannot be made",
-            pushing.api.create_tag,
-            place.repo,
-            tag=tag,
-            revision=commit,
-            repo_type="dataset",
-            exist_ok=True,
-        )
+        branch.tag(tag, commit)
+        pushing.free(tag, commit)  # somebody else may have given another one this name meanwhile
     size = sum(file.size for file in needed)
     url = f"{client.endpoint}/datasets/{place.repo}"
     return Pushed(place.repo, url, commit, len(needed), size, not (needed or stale))
@@ -188,11 +197,13 @@ def _files(root: Path, dataset: Dataset, repo: str, existing: str | None, **said
     files = [_File(info.path, root / info.path, info.bytes, info.sha256) for info in manifest.files]
     shown = previews(dataset)
     made = {f"preview/{split}.arrow": data for split, data in shown.items()}
-    own = root / CARD_NAME
-    if existing is None and own.is_file():
-        existing = own.read_bytes().decode("utf-8", "replace")  # line ends as they are
+    store = LocalStore(root)
+    if existing is None and (root / CARD_NAME).is_file():
+        existing = _text(store.small(CARD_NAME, _CARD_BYTES), store.where(CARD_NAME))
     made[CARD_NAME] = card(manifest, repo, existing=existing, previews=shown, **said).encode()
-    made[MANIFEST_NAME] = (root / MANIFEST_NAME).read_bytes()
+    made[MANIFEST_NAME] = store.small(MANIFEST_NAME, MANIFEST_BYTES)
+    if parse_manifest(made[MANIFEST_NAME]) != manifest:
+        raise _changed(root / MANIFEST_NAME)
     return files + [_File(path, data, len(data)) for path, data in made.items()]
 
 
@@ -206,16 +217,64 @@ def _is_there(file: _File, there: RepoFile | None) -> bool:
 
 
 def _content(file: _File) -> bytes:
-    return file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+    if isinstance(file.content, bytes):
+        return file.content
+    with _reading(file.content):
+        return file.content.read_bytes()
+
+
+def _text(card: bytes, where: str) -> str:
+    try:
+        return card.decode()  # line ends as they are
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{where}: byte {error.start} is not UTF-8, as a card must be; correct it") from None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say which file cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, LogitStoreError):
+            raise
+        raise CorruptDataError(f"cannot be read: {error}", code="file-kind", path=str(path)) from error
+
+
+def _changed(path: Path) -> CorruptDataError:
+    return CorruptDataError(
+        "was changed while it was being pushed; push again when nothing writes to the dataset",
+        code="shard-sha256",
+        path=str(path),
+    )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to."""
+    with _reading(path):
+        status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _groups(files: list[_File]) -> Iterator[list[_File]]:
+    """Files that are sent together."""
+    group: list[_File] = []
+    for file in files:
+        if group and (len(group) == COMMIT_FILES or sum(each.size for each in group) + file.size > GROUP_BYTES):
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
 
 
 def _stale(there: _There | None, files: list[_File]) -> list[str]:
-    """Files of the version before that this one does not have."""
-    if there is None or not there.named:
+    """Files of the version before, and what is left of a push that was not finished, that this one does not have."""
+    if there is None:
         return []
-    kept = {file.path for file in files}
-    made = {path for path in there.files if re.fullmatch(r"preview/[^/]+\.arrow", path)}
-    return sorted((set(there.named) | made) & set(there.files) - kept)
+    made = there.named or BEGIN in (there.card or "")
+    ours = {path for path in there.files if _SHARD.fullmatch(path) or (made and _PREVIEW.fullmatch(path))}
+    return sorted((ours | there.named) & there.files.keys() - {file.path for file in files})
 
 
 @dataclass(frozen=True)
@@ -223,43 +282,39 @@ class _Pushing:
     """A branch of a repository that is being pushed to."""
 
     client: Client
-    api: HfApi
-    repo: str
-    branch: str
+    branch: Branch
     progress: Progress | None
 
     def look(self, *, private: bool) -> _There | None:
-        """What is there; None where the repository or the branch is not.
+        """What is there, or in the main branch where the branch is not; None where the repository is not.
 
         Raises:
             DatasetExistsError: the repository is public, and a private one was asked for.
+            InvalidInputError: it is no branch.
         """
-        what = f"{self.repo}: cannot be read"
-        try:
-            info = call(what, self.api.dataset_info, self.repo, expand=["private"], timeout=_TIMEOUT)
-            if private and not info.private:
-                raise DatasetExistsError(
-                    f"{self.repo} is public, and --private does not change that; make it private in its settings, or "
-                    f"choose another name"
-                )
-            return self.see(self.head())
-        except DatasetNotFoundError:
+        repo, name = self.branch.repo, self.branch.name
+        is_private = self.branch.private()
+        if is_private is None:
             return None
-
-    def head(self) -> str:
-        """The commit of the branch now.
-
-        Raises:
-            DatasetNotFoundError: there is no such branch.
-        """
-        what = f"{self.repo}: the branch {self.branch} cannot be read"
-        info = call(what, self.api.dataset_info, self.repo, revision=self.branch, expand=["sha"], timeout=_TIMEOUT)
-        return str(info.sha)
+        if private and not is_private:
+            raise DatasetExistsError(
+                f"{repo} is public, and --private does not change that; make it private in its settings, or choose "
+                f"another name"
+            )
+        head = self.branch.head()
+        if head is not None:
+            return self.see(head)
+        if _COMMIT.fullmatch(name) or self.branch.tagged(name) is not None:
+            raise InvalidInputError(f"{repo}: {name} is no branch; a tag and a commit cannot be changed")
+        start = self.branch.head(constants.DEFAULT_REVISION)
+        if start is None:
+            raise RemoteError(f"{repo}: the Hub names no branch {constants.DEFAULT_REVISION}; try again later")
+        return replace(self.see(start), branched=False)
 
     def see(self, commit: str) -> _There:
         """What a commit holds."""
-        files = self.files(commit)
-        store = HubStore(HubPlace(self.repo), commit, self.client)
+        files = self.branch.files(commit)
+        store = HubStore(HubPlace(self.branch.repo), commit, self.client)
         named: frozenset[str] = frozenset()
         if MANIFEST_NAME in files:
             try:
@@ -267,32 +322,22 @@ class _Pushing:
                 named = frozenset([MANIFEST_NAME, *(info.path for info in manifest.files)])
             except (CorruptDataError, UnsupportedVersionError):
                 named = frozenset()  # not ours to remove what it names
-        text = store.small(CARD_NAME, _CARD_BYTES).decode("utf-8", "replace") if CARD_NAME in files else None
+        text = None
+        if CARD_NAME in files:
+            text = _text(store.small(CARD_NAME, _CARD_BYTES), store.where(CARD_NAME))
         return _There(commit, files, named, text)
 
-    def files(self, commit: str) -> dict[str, RepoFile]:
-        """The files of a commit by path."""
-
-        def listed() -> list[RepoFile]:
-            tree = self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")
-            return [entry for entry in tree if isinstance(entry, RepoFile)]
-
-        return {file.path: file for file in call(f"{self.repo}: cannot be read", listed)}
-
-    def tagged(self, tag: str | None, there: _There | None, *, changes: bool) -> None:
+    def free(self, tag: str, commit: str | None) -> None:
         """Refuse a tag that names something else.
 
         Raises:
             DatasetExistsError: it does.
         """
-        if tag is None or there is None:
-            return
-        refs = call(f"{self.repo}: cannot be read", self.api.list_repo_refs, self.repo, repo_type="dataset")
-        target = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
-        if target is not None and (changes or target != there.commit):
+        target = self.branch.tagged(tag)
+        if target not in (None, commit):
             raise DatasetExistsError(
-                f"{self.repo} has a tag {tag} already, of another version ({target[:12]}); choose another, or delete it"
-                f" there first"
+                f"{self.branch.repo} has a tag {tag} already, of another version ({str(target)[:12]}); choose another, "
+                f"or delete it there first"
             )
 
     def verify(self, files: list[_File]) -> None:
@@ -303,112 +348,60 @@ class _Pushing:
         """
         total, done = sum(file.size for file in files), 0
         for file in files:
-            if isinstance(file.content, Path) and sha256_file(file.content) != file.sha256:
-                raise CorruptDataError(
-                    "its sha256 is not that of the manifest: its bytes were changed; nothing was sent",
-                    code="shard-sha256",
-                    path=str(file.content),
-                )
+            if isinstance(file.content, Path):
+                with _reading(file.content):
+                    found = sha256_file(file.content)
+                if found != file.sha256:
+                    raise CorruptDataError(
+                        "its sha256 is not that of the manifest: its bytes were changed; nothing was sent",
+                        code="shard-sha256",
+                        path=str(file.content),
+                    )
             done += file.size
             self.tell("checking", done, total)
 
-    def make(self, *, private: bool) -> _There:
-        """Make the repository and the branch, where they are not there."""
-        what = f"{self.repo}: cannot be made"
-
-        def create() -> None:
-            try:
-                self.api.create_repo(self.repo, repo_type="dataset", private=private or None)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 409:  # it is there: another push, or a reply that was lost
-                    raise
-
-        call(what, create)
-        if self.branch != constants.DEFAULT_REVISION:
-            call(what, self.api.create_branch, self.repo, branch=self.branch, repo_type="dataset", exist_ok=True)
-        return self.see(self.head())
-
-    def send(self, needed: list[_File], stale: list[str], there: _There, message: str) -> str:
-        """Upload files, and then make them appear; the last commit."""
-        total, done = sum(file.size for file in needed), 0
-        added = []
-        for file in needed:
-            content = str(file.content) if isinstance(file.content, Path) else file.content
-            addition = CommitOperationAdd(file.path, content)
-            if file.sha256 not in (None, addition.upload_info.sha256.hex()):
-                raise CorruptDataError(
-                    "its sha256 is not that of the manifest: its bytes were changed",
-                    code="shard-sha256",
-                    path=str(content),
-                )
-            call(
-                f"{self.repo}: {file.path} cannot be sent",
-                self.api.preupload_lfs_files,
-                self.repo,
-                [addition],
-                repo_type="dataset",
-                revision=self.branch,
-                free_memory=False,
-            )
-            added.append(addition)
-            done += file.size
-            self.tell("sending", done, total)
-        commit = there.commit
-        steps = plan(added, stale, there)
-        for number, step in enumerate(steps):
-            text = message if len(steps) == 1 else f"{message} (part {number + 1} of {len(steps)})"
-            commit = self.commit(step, commit, text)
-        return commit
-
-    def commit(self, operations: list[Any], parent: str, message: str) -> str:
-        """Make one commit on the parent that was seen; whether a lost reply was a success is looked up.
+    def make(self, there: _There | None, *, private: bool) -> _There:
+        """Make the repository and the branch, where they are not there.
 
         Raises:
-            RemoteError: somebody else pushed meanwhile, or the Hub cannot be reached.
+            DatasetExistsError: somebody else made a public one meanwhile.
+            RemoteError: somebody else made it and pushed.
         """
-        what, failures = f"{self.repo}: the commit cannot be made", 0
-        while True:
-            try:
-                made = self.api.create_commit(
-                    self.repo,
-                    operations,
-                    commit_message=message,
-                    repo_type="dataset",
-                    revision=self.branch,
-                    parent_commit=parent,
+        if there is None:
+            self.branch.create_repo(private=private)
+            there = self.look(private=private)
+            if there is None:
+                raise RemoteAccessError(
+                    f"{self.branch.repo}: it exists, and your token does not see it; choose another name"
                 )
-                return str(made.oid)
-            except FAILURES as error:
-                failures += 1
-                wait = patience(error, failures)
-                meaning = explained(error, what)
-            except ValueError as error:  # the Hub's own check of the card
-                raise InvalidInputError(f"{what}: {scrubbed(str(error))}; correct README.md and push again") from None
-            head = self.head()
-            if head != parent:
-                if self.holds(head, operations):
-                    return head
-                raise RemoteError(f"{self.repo}: somebody else changed {self.branch} meanwhile; push again")
-            if wait is None or failures >= TRIES:
-                raise meaning
-            pause(wait)
+            if there.named or there.card is not None:
+                raise RemoteError(f"{self.branch.repo}: somebody else made it meanwhile; push again")
+        if not there.branched:
+            self.branch.create(there.commit)
+        return there
 
-    def holds(self, commit: str, operations: list[Any]) -> bool:
-        """Whether a commit has all that these operations make."""
-        files = self.files(commit)
-        for operation in operations:
-            there = files.get(operation.path_in_repo)
-            if isinstance(operation, CommitOperationDelete):
-                if there is not None:
-                    return False
-            elif there is None or there.size != operation.upload_info.size:
-                return False
-            elif there.lfs is not None:
-                if there.lfs.sha256 != operation.upload_info.sha256.hex():
-                    return False
-            elif there.blob_id != _blob(operation):
-                return False
-        return True
+    def send(self, files: list[_File], stale: list[str], there: _There, message: str) -> str:
+        """Upload files, the manifest being the last of them, and then make them appear; the last commit."""
+        total, done = sum(file.size for file in files), 0
+        added = []
+        for group in _groups(files[:-1]):
+            paths = [file.content for file in group if isinstance(file.content, Path)]
+            states = [_state(path) for path in paths]
+            additions = [_addition(file) for file in group]
+            self.branch.upload(additions)
+            for path, state in zip(paths, states, strict=True):
+                if _state(path) != state:
+                    raise _changed(path)
+            added += additions
+            done += sum(file.size for file in group)
+            self.tell("sending", done, total)
+        commit = there.commit
+        steps = plan([*added, _addition(files[-1])], stale, there)
+        for number, step in enumerate(steps):
+            text = message if len(steps) == 1 else f"{message} (part {number + 1} of {len(steps)})"
+            commit = self.branch.commit(step, commit, text)
+        self.tell("sending", total, total)
+        return commit
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Report progress."""
@@ -416,9 +409,25 @@ class _Pushing:
             self.progress(what, done, total)
 
 
-def _blob(operation: CommitOperationAdd) -> str:
-    with operation.as_file() as file:
-        return git_hash(file.read())
+def _addition(file: _File) -> CommitOperationAdd:
+    """A file for the client, which hashes it.
+
+    Raises:
+        CorruptDataError: it is not what the manifest describes.
+    """
+    if isinstance(file.content, bytes):
+        return CommitOperationAdd(file.path, file.content)
+    with _reading(file.content):
+        # Resolved, because the client expands `~` and drops `..` by the letter.
+        addition = CommitOperationAdd(file.path, str(file.content.resolve(strict=True)))
+        found = addition.upload_info.sha256.hex()
+    if found != file.sha256:
+        raise CorruptDataError(
+            "its sha256 is not that of the manifest: its bytes were changed",
+            code="shard-sha256",
+            path=str(file.content),
+        )
+    return addition
 
 
 def plan(added: list[CommitOperationAdd], stale: list[str], there: _There) -> list[list[Any]]:
@@ -426,16 +435,17 @@ def plan(added: list[CommitOperationAdd], stale: list[str], there: _There) -> li
 
     A commit before the last one that changed a file of the version before would leave a dataset that looks complete
     and is not. New files come first, therefore; and where changed ones do not fit the last commit, the first one takes
-    the old manifest away.
+    the old manifest away, and with it what else goes, since nobody could tell later what it named.
     """
-    changed = [addition for addition in added if addition.path_in_repo in there.named]
-    fresh = [addition for addition in added if addition.path_in_repo not in there.named]
-    last = [addition for addition in fresh + changed if not addition.path_in_repo.startswith("data/")]
-    shards = [addition for addition in fresh + changed if addition.path_in_repo.startswith("data/")]
-    room = max(0, COMMIT_FILES - len(last))
-    early = shards[: max(0, len(shards) - room)]
-    removed: list[Any] = [CommitOperationDelete(path) for path in stale]
+
+    def rank(addition: CommitOperationAdd) -> tuple[bool, ...]:
+        path = addition.path_in_repo
+        return path == MANIFEST_NAME, path == CARD_NAME, bool(_PREVIEW.fullmatch(path)), path in there.files
+
+    added = sorted(added, key=rank)
+    early, last = added[:-COMMIT_FILES], added[-COMMIT_FILES:]
     steps: list[list[Any]] = [list(early[at : at + COMMIT_FILES]) for at in range(0, len(early), COMMIT_FILES)]
-    if steps and any(addition.path_in_repo in there.named for addition in early):
-        steps[0].append(CommitOperationDelete(MANIFEST_NAME))
-    return [*steps, [*shards[len(early) :], *last, *removed]]
+    steps.append(list(last))
+    hidden = [MANIFEST_NAME] if MANIFEST_NAME in there.files and any(rank(addition)[3] for addition in early) else []
+    steps[0 if hidden else -1] += [CommitOperationDelete(path) for path in [*stale, *hidden]]
+    return steps

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -42,8 +43,8 @@ _QUOTA: Final = re.compile(r"quota|storage|limit|billing|upgrade|payment", re.IG
 _FEW: Final = 2  # calls of what the client itself tries six times
 _FINAL: Final = (EntryNotFoundError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
 
-ERRORS: Final = (*FAILURES, *_FINAL, ValueError, LookupError, TypeError, AttributeError)
-"""What calls of huggingface_hub fail with; the last four where an answer of the Hub is not what it should be."""
+ERRORS: Final = (*FAILURES, *_FINAL, ValueError, LookupError, TypeError, AttributeError, NameError)
+"""What calls of huggingface_hub fail with; the last five where an answer of the Hub is not what it should be."""
 
 
 class _Scrubbing(logging.Filter):
@@ -281,7 +282,9 @@ def patience(error: Exception, failures: int) -> float | None:
         if status in (408, 425) or status >= 500 or (uploading and _anonymous(error)):
             return backoff(failures)
         return None
-    return None if _without_xet(error) or _refused_by_xet(error) else backoff(failures)
+    if _no_header(error) or _without_xet(error) or _refused_by_xet(error):
+        return None
+    return backoff(failures)
 
 
 LOG_IN: Final = "no token is set; log in with `hf auth login`, or set HF_TOKEN"
@@ -365,6 +368,11 @@ def _of_others(error: Exception) -> _Meaning:
     name, said = type(error).__name__, scrubbed(str(error))
     if _refused_card(error):
         return InvalidInputError, f"{said}; correct README.md and push again"
+    if _no_header(error):
+        return (
+            RemoteAccessError,
+            "the token is not valid: it holds odd characters; log in again with `hf auth login`",
+        )
     if _without_xet(error):
         return RemoteError, "this Hub has no Xet storage; set HF_HUB_DISABLE_XET=1 and try again"
     if _refused_by_xet(error):
@@ -392,6 +400,12 @@ def _of_file(error: Exception) -> TypeGuard[OSError]:
 def _refused_card(error: Exception) -> bool:
     """Whether the Hub said no to the metadata of a card, which it is shown before a commit."""
     return isinstance(error, ValueError) and "metadata in README.md" in str(error)
+
+
+def _no_header(error: Exception) -> bool:
+    """Whether a token cannot even be sent."""
+    illegal = "Illegal header value" in str(error) and isinstance(error, HTTPError)
+    return illegal or isinstance(error, UnicodeEncodeError)
 
 
 def _without_xet(error: Exception) -> bool:
