@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, TextIO
 
@@ -56,10 +57,11 @@ def progress_bar() -> Progress:
 
 
 def quiet_client() -> None:
-    """Leave progress to our own bar: the Hub's client draws several."""
+    """Leave progress and messages to our own: the Hub's client draws several bars, and warns of what is tried again."""
     from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 - takes longer than most commands
 
     disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def size(n: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 import click
@@ -32,7 +31,6 @@ def command(dataset: str, repo: str, no_validate: bool, as_json: bool, **options
     from logitstore.hub import push  # noqa: PLC0415 - `--help` must not wait for the Hub's client
 
     quiet_client()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every try that failed
     with progress_bar() as bar:
         task = bar.add_task("looking", total=None, rate="")
 

@@ -277,10 +277,8 @@ def patience(error: Exception, failures: int) -> float | None:
         return None
     if isinstance(error, HfHubHTTPError):
         status, headers = error.response.status_code, error.response.headers
-        if status == 429 or "Retry-After" in headers:  # every answer of the Hub says when its limits begin anew
-            return waiting(headers) or backoff(failures)
-        if status in (408, 425) or status >= 500 or (uploading and _anonymous(error)):
-            return backoff(failures)
+        if status in (408, 425, 429) or status >= 500 or (uploading and _anonymous(error)):
+            return waiting(status, headers) or backoff(failures)
         return None
     if _no_header(error) or _without_xet(error) or _refused_by_xet(error):
         return None
@@ -306,11 +304,7 @@ _MEANINGS: Final[tuple[tuple[type[Exception], type[LogitStoreError], str], ...]]
         "there is no such revision; name a branch, a tag or a commit",
     ),
     (EntryNotFoundError, SourceNotFoundError, "there is no such file"),
-    (
-        LocalTokenNotFoundError,
-        RemoteAccessError,
-        LOG_IN,
-    ),
+    (LocalTokenNotFoundError, RemoteAccessError, LOG_IN),
     (HFValidationError, InvalidInputError, "this is no name of a repository; write it as namespace/name"),
     (OfflineModeIsEnabled, RemoteError, "HF_HUB_OFFLINE is set; unset it to reach the Hub"),
 )

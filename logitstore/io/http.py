@@ -150,13 +150,14 @@ def _ask(where: Address, asked: _Range) -> tuple[int, float]:
     try:
         status = int(response.status)
         if status in _TRANSIENT or status in _EXPIRED:
-            return status, waiting(response.headers)
+            return status, waiting(status, response.headers)
         if status == 416:
             raise CorruptDataError(
                 f"the file ends before byte {last}, where the manifest says more", code="shard-size", path=asked.name
             )
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if status != 206 or found is None or int(found[1]) != first:
+        whole = status == 200 and first == 0 and response.headers.get("Content-Length") == str(asked.length)
+        if not whole and (status != 206 or found is None or int(found[1]) != first):
             raise RemoteError(f"{asked.name}: its server does not answer with the range that was asked for ({status})")
         while left := asked.length - asked.done:
             part = response.read(min(left, asked.buffer), decode_content=False)
@@ -191,11 +192,14 @@ def _connections(_process: int, proxy: str | None) -> urllib3.PoolManager:
     return urllib3.PoolManager(**settings) if proxy is None else urllib3.ProxyManager(proxy, **settings)
 
 
-def waiting(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks for before the next request: `Retry-After`, or the reset of its `RateLimit`."""
+def waiting(status: int, headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks for before the next request: `Retry-After`, or at 429 the reset of its `RateLimit`.
+
+    Every answer of the Hub has the latter, also where its limits are not what was wrong.
+    """
     text = headers.get("Retry-After", "")
     if not text.isdigit():
-        found = _RESET.search(headers.get("RateLimit", ""))
+        found = _RESET.search(headers.get("RateLimit", "")) if status == 429 else None
         text = found[1] if found else ""
     return min(float(text) + 0.1, _LONGEST_WAIT) if text.isdigit() else 0.0
 
