@@ -43,8 +43,8 @@ SECRETS = re.compile(r"hf_[a-z]+_(me|secret)|Signature=|Expires=|Bearer ")
 def impatient(monkeypatch):
     no_wait = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
-    monkeypatch.setattr("logitstore.io.client.waiting", lambda headers: 0.0)
-    monkeypatch.setattr("logitstore.io.http.waiting", lambda headers: 0.0)
+    monkeypatch.setattr("logitstore.io.client.waiting", lambda status, headers: 0.0)
+    monkeypatch.setattr("logitstore.io.http.waiting", lambda status, headers: 0.0)
     huggingface_hub.utils.disable_progress_bars()
 
 

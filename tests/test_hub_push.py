@@ -63,7 +63,7 @@ def impatient(monkeypatch):
     """The Hub's client asks again at once."""
     no_wait = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
-    monkeypatch.setattr("logitstore.io.client.waiting", lambda headers: 0.0)
+    monkeypatch.setattr("logitstore.io.client.waiting", lambda status, headers: 0.0)
     huggingface_hub.utils.disable_progress_bars()
 
 
