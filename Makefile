@@ -40,8 +40,8 @@ OLDEST_HUB := $(shell sed -n 's/^  "huggingface_hub>=\([0-9.]*\),.*/\1/p' pyproj
 	touch $@
 
 test-oldest-hub: .venv-oldest-hub/installed  ## what has to do with the Hub, with the oldest client
-	.venv-oldest-hub/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/test_hub_*.py tests/test_remote.py \
-		tests/test_cache.py tests/test_fsspec.py
+	.venv-oldest-hub/bin/python -m pytest -n $(WORKERS) -m "not slow" \
+		$(addprefix tests/test_,hub_server.py hub_roundtrip.py hub_push.py hub_errors.py remote.py)
 
 lint: .venv/linted
 	$(BIN)/ruff check .

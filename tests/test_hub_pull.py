@@ -1199,6 +1199,11 @@ def test_private_gated_and_a_bad_token(hub, there, tmp_path, monkeypatch, capfd)
     assert "token" in err
 
 
+INTERRUPTIBLE = (  # what a shell runs behind itself ignores SIGINT, and so do its children
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import logitstore_cli; logitstore_cli.run()"
+)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is of POSIX systems")
 @pytest.mark.parametrize("slow", ["link", "answer"])
 def test_control_c_ends_it_soon(hub, there, tmp_path, slow):
@@ -1208,7 +1213,7 @@ def test_control_c_ends_it_soon(hub, there, tmp_path, slow):
         hub.fault(Fault(kind="delay", origin="storage", seconds=60, times=None))
     before = len(hub.faults.all())
     process = subprocess.Popen(
-        [sys.executable, "-m", "logitstore_cli", "pull", REPO, tmp_path / "d"],
+        [sys.executable, "-c", INTERRUPTIBLE, "pull", REPO, tmp_path / "d"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
