@@ -212,3 +212,36 @@ def test_one_dataset_does_not_answer_for_another(hub, write, tmp_path):
     assert set(files(tmp_path / "cache")) > before
     np_ids = [sequence.ids.tolist() for sequence in logitstore.open("hf://datasets/me/y")]
     assert np_ids == [sequence.ids.tolist() for sequence in logitstore.open(other)]
+
+
+def test_many_writers_at_once_hold_the_limit(tmp_path):
+    kept = Cache(tmp_path, 2**20)
+    gate = threading.Barrier(16)
+
+    def put(number):
+        gate.wait()
+        kept.put(str(number), item(2**19, number))
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept.put("last", item(2**19))
+    assert held(tmp_path) <= 2**20
+    assert kept._writing == 0
+
+
+def test_a_directory_that_is_emptied_meanwhile_does_no_harm(tmp_path, monkeypatch):
+    kept = Cache(tmp_path, 1000)
+    replace = os.replace
+
+    def emptied(source, target):
+        os.unlink(source)  # noqa: PTH108
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", emptied)
+    kept.put("a", item(10))
+    monkeypatch.setattr(os, "replace", replace)
+    kept.put("a", item(10))
+    assert kept.get("a") is not None

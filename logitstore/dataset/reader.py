@@ -297,11 +297,14 @@ class Dataset:
         places: list[int] = []
         for row in self._rows:
             number, place = self._shards.locate(row)
+            if places and number != here[0]:  # before the next shard is opened, which may fail
+                yield *here, places
+                places = []
             chunk, place = self._shards[number].locate(place)
-            if here != (number, chunk):
-                if places:
-                    yield *here, places
-                here, places = (number, chunk), []
+            if places and chunk != here[1]:
+                yield *here, places
+                places = []
+            here = (number, chunk)
             places.append(place)
         if places:
             yield *here, places

@@ -14,6 +14,7 @@ from logitstore.errors import (
     CorruptDataError,
     DatasetNotFoundError,
     IncompleteDatasetError,
+    LogitStoreError,
     SourceNotFoundError,
     UnsupportedVersionError,
 )
@@ -124,7 +125,7 @@ class Shards:
         self._open: dict[int, Shard] = {}
         self._chunks: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
         self._ahead = Ahead()
-        self._waiting: deque[int] = deque()
+        self._waiting: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_open", "_chunks", "_ahead", "_waiting"}  # a mapping belongs to its process, and so does a thread
@@ -192,78 +193,97 @@ class Shards:
         window: deque[tuple[Run, int]] = deque()
         touched = self._touched(rows)
         held = done = 0
+        failure: Exception | None = None
         try:
             while True:
                 # As much ahead as eight times what was read: whoever looks at one sequence does not fetch a window.
                 limit = min(AHEAD_BYTES, AHEAD_FIRST + 8 * done)
-                held += self._fill(runs, window, limit - held, touched)
+                try:
+                    held += self._fill(runs, window, limit - held, touched)
+                except LogitStoreError as error:  # of a later shard: what comes before it is given first
+                    failure = error
                 while window:
                     run, length = window.popleft()
                     held -= length
                     done += length
                     yield run
-                    if held <= limit - limit // 8:  # not after each chunk: several that follow come by one request
+                    # Not after each chunk: several that follow come by one request.
+                    room = held <= limit - limit // 8 and len(window) <= AHEAD_CHUNKS - AHEAD_CHUNKS // 8
+                    if room and failure is None:
                         break
                 else:
+                    if failure is not None:
+                        raise failure
                     return
         finally:
             self._ahead.forget([(number, chunk) for (number, chunk, _), _ in window])
+            self._ahead.forget(touched[: 1 + AHEAD_SHARDS])
 
     def _fill(self, runs: Iterator[Run], window: deque[tuple[Run, int]], wanted: int, touched: list[int]) -> int:
         """Start fetching more runs and append them to the window: bytes of them."""
         got = size = 0
         group: list[tuple[int, int]] = []
-        for run in runs:
-            number, chunk, _ = run
-            if touched and touched[0] != number:
-                del touched[: touched.index(number)]
-            self._expect_shards(touched[1 : 1 + AHEAD_SHARDS])
-            length = int(self[number].index["length"][chunk])
-            if group and (group[-1] != (number, chunk - 1) or size + length > GROUP_BYTES):
-                self._expect_chunks(group)
-                group, size = [], 0
-            group.append((number, chunk))
-            window.append((run, length))
-            size += length
-            got += length
-            if got >= wanted or len(window) >= AHEAD_CHUNKS:
-                break
-        self._expect_chunks(group)
+        try:
+            for run in runs:
+                number, chunk, _ = run
+                if touched and touched[0] != number:
+                    del touched[: touched.index(number)]
+                self._expect_shards(touched[1 : 1 + AHEAD_SHARDS])
+                length = int(self[number].index["length"][chunk])
+                if group and (group[-1] != (number, chunk - 1) or size + length > GROUP_BYTES):
+                    self._expect_chunks(group)
+                    group, size = [], 0
+                group.append((number, chunk))
+                window.append((run, length))
+                size += length
+                got += length
+                if got >= wanted or len(window) >= AHEAD_CHUNKS:
+                    break
+        finally:
+            self._expect_chunks(group)
         return got
 
     def expect(self, rows: Iterable[int]) -> None:
         """Say which rows of a remote dataset will be read soon: their chunks are fetched meanwhile."""
         if not self.store.remote:
             return
-        self._waiting.extend(rows)
-        for _ in range(len(self._waiting)):
-            row = self._waiting.popleft()
+        # One list for another: threads may tell the same row twice, or lose one, which harms nothing.
+        waiting, self._waiting = [*self._waiting, *rows], []
+        left = []
+        for row in waiting:
             number, place = self.locate(row)
             shard = self._open.get(number) or self._ahead.done(number)
-            if shard is not None:
-                self._expect_chunks([(number, shard.locate(place)[0])])
+            if shard is None:
+                self._expect_shard(number)
+                left.append(row)
                 continue
-            self._expect_shard(number)
-            if len(self._waiting) < AHEAD_CHUNKS:
-                self._waiting.append(row)
+            chunk = shard.locate(place)[0]
+            if len(self._ahead) * int(shard.index["length"][chunk]) > 2 * AHEAD_BYTES:
+                left.append(row)
+            else:
+                self._expect_chunks([(number, chunk)])
+        self._waiting += left[:AHEAD_CHUNKS]
 
     def find(self, sequence_id: str) -> Iterator[tuple[int, int]]:
         """(shard, row in it) of each sequence with this id; remote shards are looked through several at a time."""
-        numbers = range(len(self.infos))
-        started = 0
+        numbers, started, search = range(len(self.infos)), 0, object()
         try:
             for number in numbers:
                 while self.store.remote and started < min(number + AHEAD_SHARDS, len(numbers)):
-                    self._ahead.start([("find", started)], self._found, started, sequence_id)
+                    self._ahead.start([(search, started)], self._found, started, sequence_id)
                     started += 1
-                (row,) = self._ahead.take(("find", number)) or self._found(number, sequence_id)[0]
+                (row,) = self._ahead.take((search, number)) or self._found(number, sequence_id)[0]
                 if row is not None:
                     yield number, row
         finally:
-            self._ahead.forget([("find", number) for number in numbers[:started]])
+            self._ahead.forget([(search, number) for number in numbers[:started]])
 
     def _found(self, number: int, sequence_id: str) -> list[tuple[int | None]]:
-        return [(self[number].find(sequence_id),)]
+        # In a thread of those that others wait for: it opens the shard itself, whoever else is about to.
+        shard = self._open.get(number) or self._ahead.done(number)
+        if shard is None:
+            shard = self._open[number] = open_shard(self.store, self.infos[number], self.manifest)
+        return [(shard.find(sequence_id),)]
 
     def _touched(self, rows: range) -> list[int]:
         """The shards that hold some of the rows, in the rows' order."""

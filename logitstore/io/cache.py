@@ -42,6 +42,7 @@ class Cache:
         self.limit = limit
         self._held: int | None = None  # bytes there at the last look, and what was added since
         self._added = 0
+        self._writing = 0  # bytes that threads of this process are about to add
         self._lock = threading.Lock()
 
     def get(self, key: str) -> pa.Buffer | None:
@@ -52,9 +53,10 @@ class Cache:
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in put
                 data = file.readall()
-            os.utime(path)
         except OSError:  # not there, or another process has just dropped it
             return None
+        with contextlib.suppress(OSError):  # of a directory that may only be read
+            os.utime(path)
         return pa.py_buffer(data)
 
     def put(self, key: str, data: pa.Buffer) -> None:
@@ -64,8 +66,8 @@ class Cache:
         # Plain paths and names of our own: thousands of items a minute, while other threads wait for Python.
         directory, path = self._place(key)
         unfinished = f"{path}.{os.getpid()}-{threading.get_ident()}{_SUFFIX}"
+        self._make_room(data.size)
         try:
-            self._make_room(data.size)
             os.makedirs(directory, exist_ok=True)  # noqa: PTH103
             try:
                 with open(unfinished, "wb", buffering=0) as file:  # noqa: PTH123
@@ -77,6 +79,8 @@ class Cache:
                 with contextlib.suppress(OSError):
                     os.unlink(unfinished)  # noqa: PTH108
                 raise
+        except FileNotFoundError:  # somebody empties the directory meanwhile
+            return
         except OSError as error:
             self.limit = 0
             message = (
@@ -84,6 +88,9 @@ class Cache:
                 f"fetched again; name another directory in {DIRECTORY_VARIABLE}"
             )
             warnings.warn(message, LogitStoreWarning, stacklevel=2)
+        finally:
+            with self._lock:
+                self._writing -= data.size
 
     def _place(self, key: str) -> tuple[str, str]:
         """Directory and path of an item."""
@@ -98,17 +105,18 @@ class Cache:
         """
         with self._lock:
             self._added += size
+            self._writing += size
             if self._held is not None and self._held + self._added <= self.limit and self._added <= self.limit // 16:
                 return
             items = sorted(self._items())
             held = sum(item[1] for item in items)
             for _, length, path in items:
-                if held + size <= self.limit:
+                if held + self._writing <= self.limit:
                     break
                 with contextlib.suppress(OSError):
                     path.unlink()
                 held -= length
-            self._held, self._added = held, size
+            self._held, self._added = held, self._writing
 
     def _items(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of each item; unfinished ones that nobody finishes any more are removed."""
@@ -116,10 +124,10 @@ class Cache:
         for path in self.root.glob("??/*"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                if path.suffix == _SUFFIX and now - status.st_mtime > _STALE_SECONDS:
-                    path.unlink()
-                else:
+                if path.suffix != _SUFFIX:
                     items.append((status.st_mtime, status.st_size, path))
+                elif now - status.st_mtime > _STALE_SECONDS:
+                    path.unlink()
         return items
 
 

@@ -34,11 +34,11 @@ from logitstore.errors import (
     RemoteError,
     SourceNotFoundError,
 )
-from logitstore.io.http import FAILURES, TRIES, backoff, pause, waiting
+from logitstore.io.http import FAILURES, TRIES, backoff, is_http, pause, waiting
 
 T = TypeVar("T")
 
-_SECRET: Final = re.compile(r"hf_[A-Za-z0-9_]{4,}|(?<=[?&])[^\s'\"]+|Bearer \S+")
+_SECRET: Final = re.compile(r"(?<=//)[^/@\s]*@|hf_[A-Za-z0-9_]{4,}|(?<=[?&])[^\s'\"]+|Bearer \S+")
 _QUOTA: Final = re.compile(r"quota|storage|limit|billing|upgrade|payment", re.IGNORECASE)
 _FEW: Final = 2  # calls of what the client itself tries six times
 _FINAL: Final = (EntryNotFoundError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
@@ -73,8 +73,15 @@ class Client:
 
     @classmethod
     def of(cls, *, token: str | bool | None = None, endpoint: str | None = None) -> Client:
-        """The Hub at an endpoint; None for that of `HF_ENDPOINT`, or huggingface.co."""
-        return cls((endpoint or constants.ENDPOINT).rstrip("/"), token)
+        """The Hub at an endpoint; None for that of `HF_ENDPOINT`, or huggingface.co.
+
+        Raises:
+            InvalidInputError: the endpoint is no URL.
+        """
+        endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        if not is_http(endpoint):
+            raise InvalidInputError(f"{scrubbed(endpoint)!r} is no Hub's endpoint; write it as https://huggingface.co")
+        return cls(endpoint, token)
 
     def api(self) -> HfApi:
         """The calls of huggingface_hub, for this account."""

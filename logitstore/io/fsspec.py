@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,8 +45,8 @@ class FsspecStore(RemoteStore):
 
     @property
     def name(self) -> str:
-        """Its URL, without what may be a signature."""
-        return self.url.partition("?")[0].rstrip("/")
+        """Its URL, without what may be a signature or a password."""
+        return re.sub(r"//[^/@]*@", "//", self.url.partition("?")[0]).rstrip("/")
 
     @property
     def identity(self) -> str:
@@ -71,30 +72,34 @@ class FsspecStore(RemoteStore):
 
     def small(self, path: str, limit: int) -> bytes:
         """The whole of a small file."""
-        data = self._attempt(path, lambda system, full: _read(system, full, limit))
+        # As a range: asking for a file's size first would take a request more, and hide what goes wrong from some.
+        data = self._attempt(path, lambda system, full: system.cat_file(full, start=0, end=limit + 1))
         if len(data) > limit:
             raise CorruptDataError(f"more than the limit of {limit} bytes", code="file-size", path=self.where(path))
         return data
 
     def _attempt(self, path: str, ask: Callable[[Any, str], bytes]) -> bytes:
         system, root = self._system()
-        failures = 0
+        where, failures = self.where(path), 0
         while True:
             try:
                 return bytes(ask(system, f"{root.rstrip('/')}/{path}"))
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                raise SourceNotFoundError(f"{self.where(path)}: no such file") from None
-            except PermissionError as error:
-                raise RemoteAccessError(f"{self.where(path)}: no access ({scrubbed(str(error))})") from None
             except LogitStoreError:
                 raise
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                meaning: LogitStoreError = SourceNotFoundError(f"{where}: no such file")
+                failures = TRIES
+            except PermissionError as error:
+                meaning = RemoteAccessError(f"{where}: no access ({scrubbed(str(error))})")
+                failures = TRIES
             except Exception as error:  # noqa: BLE001 - each file system raises what its client raises
                 failures += 1
-                if failures >= TRIES:
-                    raise RemoteError(
-                        f"{self.where(path)}: cannot be read ({type(error).__name__}: {scrubbed(str(error))}); check "
-                        f"address, credentials and network"
-                    ) from None
+                meaning = RemoteError(
+                    f"{where}: cannot be read ({type(error).__name__}: {scrubbed(str(error))}); check address, "
+                    f"credentials and network"
+                )
+            if failures >= TRIES:
+                raise meaning  # outside the handler: others' errors may hold addresses that no traceback is to show
             pause(backoff(failures))
 
     def _system(self) -> tuple[Any, str]:
@@ -110,8 +115,3 @@ class FsspecStore(RemoteStore):
             self._opened.clear()
             self._opened[os.getpid()] = opened
         return opened
-
-
-def _read(system: Any, full: str, limit: int) -> bytes:
-    with system.open(full, "rb", block_size=2**20, cache_type="readahead") as file:
-        return bytes(file.read(limit + 1))

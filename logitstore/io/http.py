@@ -12,13 +12,12 @@ import os
 import random
 import re
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from huggingface_hub import constants
@@ -26,6 +25,7 @@ from huggingface_hub.errors import HTTPError  # httpx's or httpx2's: base of the
 
 from logitstore._version import __version__
 from logitstore.errors import CorruptDataError, LogitStoreError, RemoteError
+from logitstore.io.ending import ending
 
 TRIES: Final = 6
 """So many answers in a row without anything new end a fetch."""
@@ -76,7 +76,7 @@ class _Range:
 
 
 def _program_lives() -> bool:
-    return threading.main_thread().is_alive()
+    return not ending.is_set()
 
 
 def fetch(
@@ -107,6 +107,8 @@ def fetch(
     failures, best, renew = 0, 0, False
     while asked.done < length:
         wait = 0.0
+        if not wanted():
+            raise RemoteError(f"{name}: stopped")
         try:
             where = address(renew)
             renew = False
@@ -179,7 +181,8 @@ def _ask(where: Address, asked: _Range) -> tuple[int, float]:
 def _pool(url: str) -> urllib3.PoolManager:
     """Connections of this process to where a URL, or the environment's proxy for it, is."""
     parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is not None and parts.hostname is not None and urllib.request.proxy_bypass(parts.hostname):
         proxy = None
     return _connections(os.getpid(), proxy)
@@ -189,7 +192,13 @@ def _pool(url: str) -> urllib3.PoolManager:
 def _connections(_process: int, proxy: str | None) -> urllib3.PoolManager:
     client = sys.modules[HTTPError.__module__.partition(".")[0]]
     settings: dict[str, Any] = {"maxsize": _CONNECTIONS, "ssl_context": client.create_ssl_context()}
-    return urllib3.PoolManager(**settings) if proxy is None else urllib3.ProxyManager(proxy, **settings)
+    if proxy is None:
+        return urllib3.PoolManager(**settings)
+    where = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if where.username is not None:
+        account = f"{unquote(where.username)}:{unquote(where.password or '')}"
+        settings["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=account)
+    return urllib3.ProxyManager(f"{where.scheme}://{where.netloc.rpartition('@')[2]}", **settings)
 
 
 def waiting(status: int, headers: Mapping[str, str]) -> float:
@@ -220,6 +229,15 @@ def pause(seconds: float, wanted: Callable[[], bool] = _program_lives) -> None:
         if not wanted():
             raise RemoteError("stopped")
         time.sleep(min(left, 0.25))
+
+
+def is_http(url: str) -> bool:
+    """Whether this is an address that can be asked."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and _port(parts) != 0 and url.isprintable()
+    except ValueError:
+        return False
 
 
 def same_origin(one: str, other: str) -> bool:

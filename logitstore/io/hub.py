@@ -13,9 +13,9 @@ from urllib.parse import quote, unquote
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
-from logitstore.errors import CorruptDataError, DatasetNotFoundError, InvalidInputError
+from logitstore.errors import CorruptDataError, DatasetNotFoundError, InvalidInputError, RemoteError
 from logitstore.io.client import Client, call
-from logitstore.io.http import Address, fetch, same_origin
+from logitstore.io.http import Address, fetch, is_http, same_origin
 from logitstore.io.remote import RemoteStore
 
 ADDRESS_SECONDS: Final = 45 * 60.0
@@ -196,6 +196,8 @@ class HubStore(RemoteStore):
             endpoint=self.client.endpoint,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
+        if not is_http(found.location):
+            raise RemoteError(f"{self.where(path)}: the Hub gave an address that cannot be used")
         own = same_origin(found.location, self.client.endpoint)
         address = Address(found.location, self.client.headers() if own else {}, lasting=own)
         return _Known(address, found.size, found.etag, time.monotonic() + ADDRESS_SECONDS)

@@ -31,6 +31,7 @@ _folders: dict[tuple[int, str, str, tuple[FileInfo, ...]], Path] = {}
 
 _TAIL_BYTES: Final = 128
 _ENTRY_BYTES: Final = 48
+_MOST_OPENING: Final = 2**22  # whatever a manifest says; what is missing is read by itself
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def opening_bytes(info: ShardInfo) -> int:
         info.candidates // CHUNK_CANDIDATES, info.positions // CHUNK_POSITIONS, info.sequences // CHUNK_SEQUENCES
     )
     wanted = max(_TAIL_BYTES + _ENTRY_BYTES * (chunks + chunks // 4), min(OPENING_BYTES, info.bytes // 128))
-    return info.bytes if info.bytes <= OPENING_BYTES else min(wanted, info.bytes)
+    return info.bytes if info.bytes <= OPENING_BYTES else min(wanted, info.bytes, _MOST_OPENING)
 
 
 def _sha256(data: pa.Buffer) -> str:

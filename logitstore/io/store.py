@@ -128,6 +128,8 @@ def store_of(place: str | os.PathLike[str], options: Mapping[str, Any] | None = 
     if place.startswith("hf://"):
         from logitstore.io.hub import HubStore  # noqa: PLC0415
 
+        if unknown := sorted(set(options) - {"token", "endpoint"}):
+            raise InvalidInputError(f"storage_options of the Hub are token and endpoint, not {', '.join(unknown)}")
         return HubStore.of(place, **options)
     from logitstore.io.fsspec import FsspecStore  # noqa: PLC0415
 
