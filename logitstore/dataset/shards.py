@@ -148,12 +148,15 @@ class Shards:
             shard = self._ahead.take(number)
             if shard is None:
                 shard = open_shard(self.store, self.infos[number], self.manifest)
-            # Single dictionary operations: threads may open a shard twice, which harms nothing.
-            while len(self._open) >= _OPEN_SHARDS:
-                with contextlib.suppress(StopIteration, RuntimeError):
-                    self._open.pop(next(iter(self._open)), None)
-            self._open[number] = shard
+            self._keep(number, shard)
         return shard
+
+    def _keep(self, number: int, shard: Shard) -> None:
+        # Single dictionary operations: threads may open a shard twice, which harms nothing.
+        while len(self._open) >= _OPEN_SHARDS:
+            with contextlib.suppress(StopIteration, RuntimeError):
+                self._open.pop(next(iter(self._open)), None)
+        self._open[number] = shard
 
     def locate(self, row: int) -> tuple[int, int]:
         """(shard, row in the shard) of a row of the dataset."""
@@ -282,7 +285,8 @@ class Shards:
         # In a thread of those that others wait for: it opens the shard itself, whoever else is about to.
         shard = self._open.get(number) or self._ahead.done(number)
         if shard is None:
-            shard = self._open[number] = open_shard(self.store, self.infos[number], self.manifest)
+            shard = open_shard(self.store, self.infos[number], self.manifest)
+            self._keep(number, shard)
         return [(shard.find(sequence_id),)]
 
     def _touched(self, rows: range) -> list[int]:

@@ -117,7 +117,10 @@ def fetch(
             if status in _EXPIRED:
                 renew, wait = True, 0.01
                 if where.lasting or failures >= TRIES // 2:
-                    raise RemoteError(f"{name}: refused with status {status}")
+                    raise RemoteError(
+                        f"{name}: refused with status {status}; check that it is still there and that your token may "
+                        f"read it"
+                    )
         except FAILURES as error:
             if asked.refused or isinstance(error, LogitStoreError):
                 raise
@@ -160,7 +163,10 @@ def _ask(where: Address, asked: _Range) -> tuple[int, float]:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         whole = status == 200 and first == 0 and response.headers.get("Content-Length") == str(asked.length)
         if not whole and (status != 206 or found is None or int(found[1]) != first):
-            raise RemoteError(f"{asked.name}: its server does not answer with the range that was asked for ({status})")
+            raise RemoteError(
+                f"{asked.name}: its server does not answer with the range that was asked for ({status}); if it "
+                f"gives none, fetch the dataset whole"
+            )
         while left := asked.length - asked.done:
             part = response.read(min(left, asked.buffer), decode_content=False)
             if not part:

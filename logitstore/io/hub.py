@@ -197,7 +197,7 @@ class HubStore(RemoteStore):
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
         if not is_http(found.location):
-            raise RemoteError(f"{self.where(path)}: the Hub gave an address that cannot be used")
+            raise RemoteError(f"{self.where(path)}: the Hub gave an address that cannot be used; try again later")
         own = same_origin(found.location, self.client.endpoint)
         address = Address(found.location, self.client.headers() if own else {}, lasting=own)
         return _Known(address, found.size, found.etag, time.monotonic() + ADDRESS_SECONDS)

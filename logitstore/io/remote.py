@@ -29,7 +29,7 @@ ATTEMPTS: Final = 3
 
 _folders: dict[tuple[int, str, str, tuple[FileInfo, ...]], Path] = {}
 
-_TAIL_BYTES: Final = 128
+_TAIL_BYTES: Final = 128  # these two as the specification has them: what reads shards is above this layer
 _ENTRY_BYTES: Final = 48
 _MOST_OPENING: Final = 2**22  # whatever a manifest says; what is missing is read by itself
 
