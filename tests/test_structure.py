@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "logitstore"
 LAYERS = (
-    "errors", "limits", "units", "_version", "encoding", "schema", "tokenizer", "io", "shard", "dataset", "checks",
-    "convert", "hub", "torch",
+    "errors", "limits", "units", "_version", "encoding", "schema", "tokenizer", "text", "io", "shard", "dataset", "checks",
+    "convert", "hub", "torch", "look",
 )  # fmt: skip
 """A module imports from layers before its own, never from later ones. `schema` and `encoding` do no I/O."""
 

@@ -1,0 +1,1 @@
+"""Looking at what a teacher thinks: figures, comparisons and pictures."""

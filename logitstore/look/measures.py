@@ -1,0 +1,124 @@
+"""What the distributions of a sequence say, position by position, in float64.
+
+Logprobs are natural logs; entropies are in nats. Row t predicts tokens[t + 1], the *target*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitstore.encoding import ragged
+from logitstore.shard.sequence import Sequence
+
+COLUMNS: Final = ("tokens", "ids", "logprobs", "draws", "tail", "target_logprob", "target_rank", "entropy")
+"""What has to be selected for `measure`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """T positions; NaN (rank: 0) where something is unknown.
+
+    Attributes:
+        scored: bool [T], whether there is a distribution.
+        probabilities: float64 [N] of the candidates, see `probabilities`.
+        coverage: float64 [T], the probability that the candidates have together; NaN where that is not known: sampled
+            distributions, and those normalised over the candidates.
+        tail: float64 [T], the stored probability of everything else; NaN likewise.
+        entropy: float64 [T]: the stored entropy, else that of the candidates and of the tail as one class,
+            renormalised: a lower bound. NaN where there is no tail, unless there can be none: then it is that of the
+            candidates alone.
+        entropy_is_stored: bool [T].
+        target_rank: int64 [T], rank of the target from 1, found among the candidates or stored; 0 where unknown.
+        target_logprob: float64 [T], likewise.
+        has_target: bool [T]: a distribution, and a token after it.
+    """
+
+    scored: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+    tail: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    entropy_is_stored: NDArray[np.bool_]
+    target_rank: NDArray[np.int64]
+    target_logprob: NDArray[np.float64]
+    has_target: NDArray[np.bool_]
+
+
+def measure(sequence: Sequence) -> Measures:
+    """The measures of a sequence, which has `COLUMNS`."""
+    count = sequence.count
+    scored = count > 0
+    has_tail = sequence.normalised == "vocabulary" and sequence.draws is None
+    logprobs = normalised_logprobs(sequence)
+    with np.errstate(all="ignore"):  # NaN and log 0 are what they should be; forged values may overflow
+        probabilities = np.exp(logprobs)
+        mass = ragged.row_sums(probabilities, count)
+        tail = np.exp(sequence.tail, dtype=np.float64) if has_tail else np.full(len(count), np.nan)
+        entropy = _entropy(probabilities, logprobs, count, mass, tail if has_tail else np.zeros(len(count)))
+    entropy[~scored] = np.nan
+    is_stored = np.zeros(len(count), np.bool_)
+    if sequence.entropy is not None:
+        is_stored = ~np.isnan(sequence.entropy)
+        entropy[is_stored] = sequence.entropy[is_stored]
+    rank, target = _targets(sequence, logprobs)
+    return Measures(
+        scored=scored,
+        probabilities=probabilities,
+        coverage=np.where(scored, mass, np.nan) if has_tail else np.full(len(count), np.nan),
+        tail=tail,
+        entropy=entropy,
+        entropy_is_stored=is_stored,
+        target_rank=rank,
+        target_logprob=target,
+        has_target=scored & (np.arange(len(count)) + 1 < len(count)),
+    )
+
+
+def normalised_logprobs(sequence: Sequence) -> NDArray[np.float64]:
+    """Logprobs, float64 [N]; made to sum to one where only the ratios of the candidates are known."""
+    logprobs = sequence.logprobs.astype(np.float64)
+    if sequence.normalised != "candidates" or len(logprobs) == 0:
+        return logprobs
+    present = ragged.present(sequence.count)
+    logprobs -= ragged.spread(ragged.heads(logprobs, present), present)  # the best is 0: no sum overflows
+    return np.asarray(logprobs - ragged.spread(np.log(ragged.row_sums(np.exp(logprobs), present)), present))
+
+
+def _entropy(
+    probabilities: NDArray[np.float64],
+    logprobs: NDArray[np.float64],
+    count: NDArray[Any],
+    mass: NDArray[np.float64],
+    tail: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """-sum of p log p over candidates and tail, both divided by their sum."""
+    total = mass + tail
+    inside = ragged.row_sums(probabilities * logprobs, count)
+    outside = np.where(tail == 0, 0.0, tail * np.log(tail))
+    return np.asarray(np.log(total) - (inside + outside) / total)
+
+
+def _targets(sequence: Sequence, logprobs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(rank int64 [T], logprob float64 [T]) of the target: from the candidates, else as stored."""
+    count, length = sequence.count, len(sequence.count)
+    following = np.full(length, -1, np.int32)
+    following[:-1] = sequence.tokens[1:].view(np.int32)
+    rank, target = np.zeros(length, np.int64), np.full(length, np.nan)
+    if sequence.target_rank is not None:
+        rank[:] = sequence.target_rank
+    if sequence.target_logprob is not None:
+        target[:] = sequence.target_logprob
+    if k := ragged.uniform(count):
+        at = np.flatnonzero(sequence.ids.reshape(-1, k) == following[:, None])
+        row, place = np.divmod(at, k)
+    else:
+        at = np.flatnonzero(sequence.ids == ragged.spread(following, count))
+        row = np.searchsorted(sequence.offsets, at, side="right") - 1
+        place = at - sequence.offsets[row]
+    rank[row] = place + 1
+    target[row] = logprobs[at]
+    return rank, target
