@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 from logitstore.convert.base import Import, Item, Parse, Piece, Record, Tally, ready
 from logitstore.errors import InvalidInputError, SourceError
-
-_AHEAD = 2  # pieces that each worker has waiting: bounds memory, and keeps it busy
-
-_parse: Parse = ready  # of this process, when it is a worker
+from logitstore.processes import each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +45,12 @@ def parsed(opened: Import, workers: int) -> Generator[Outcome]:
             for record in piece.records():
                 yield _outcome(opened.parse, record)
         return
-    # Spawned, not forked: a copy of a process with threads, as Arrow's, may wait for ever for a lock.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(opened.parse,))
-    waiting: deque[Future[list[Outcome]]] = deque()
-    try:
-        for piece in opened.pieces:
-            waiting.append(pool.submit(_work, piece))
-            if len(waiting) >= _AHEAD * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise InvalidInputError(
-            f"a worker ended before its time, perhaps for want of memory ({error}); convert with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for outcomes in each(_outcomes, opened.parse, opened.pieces, workers):
+        yield from outcomes
 
 
-def _begin(parse: Parse) -> None:
-    global _parse  # noqa: PLW0603 - sent once to a worker, not with each piece: it may hold a tokenizer
-    _parse = parse
-
-
-def _work(piece: Piece) -> list[Outcome]:
-    return [_outcome(_parse, record) for record in piece.records()]
+def _outcomes(parse: Parse, piece: Piece) -> list[Outcome]:
+    return [_outcome(parse, record) for record in piece.records()]
 
 
 def _outcome(parse: Parse, record: Record) -> Outcome:

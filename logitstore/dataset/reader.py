@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -48,6 +49,30 @@ def open(  # noqa: A001 - as safetensors, zarr and tarfile name it
     """
     store = store_of(path, storage_options)
     return Dataset(store, read_manifest(store))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What chunks take in their shards.
+
+    Attributes:
+        positions: in them.
+        candidates: in them.
+        bytes: of their messages.
+        columns: bytes of each column's values; the rest of the messages are Arrow's framing and the token order.
+    """
+
+    positions: int = 0
+    candidates: int = 0
+    bytes: int = 0
+    columns: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Stored) -> Stored:
+        names = dict.fromkeys([*self.columns, *other.columns])
+        columns = {name: self.columns.get(name, 0) + other.columns.get(name, 0) for name in names}
+        return Stored(
+            self.positions + other.positions, self.candidates + other.candidates, self.bytes + other.bytes, columns
+        )
 
 
 class Dataset:
@@ -161,6 +186,43 @@ class Dataset:
         for number, chunk, places in self._shards.in_order(self._runs(), self._rows):
             yield list(self._decode(number, chunk, places))
 
+    def parts(self) -> Iterator[slice]:
+        """The places of this view chunk by chunk, in the order of the file: only the shards' indexes are read.
+
+        `dataset[part]` of all parts are all sequences, and each chunk is in one part.
+
+        Raises:
+            CorruptDataError: a shard's index is damaged.
+        """
+        for _, _, (_, places) in self._chunks_within(self._ascending):
+            yield self._mirrored(places)
+
+    def part_of(self, place: int) -> slice:
+        """The part, see `parts`, that holds this place of the view.
+
+        Raises:
+            RowIndexError: the place is outside the view.
+            CorruptDataError: the shard's index is damaged.
+        """
+        number, row = self._shards.locate(self._row(place))
+        shard, start = self._shards[number], self._shards.starts[number]
+        chunk, _ = shard.locate(row)
+        return self._mirrored(_within(self._ascending, start + shard.starts[chunk], start + shard.starts[chunk + 1]))
+
+    def stored(self) -> Stored:
+        """What the chunks that hold sequences of this view take in their shards; each is read and verified.
+
+        Raises:
+            CorruptDataError: a chunk's bytes are not what was written.
+        """
+        total = Stored()
+        rows = self._ascending
+        for number, chunk, _ in self._shards.in_order(self._chunks_within(rows), rows):
+            entry = self._shards[number].index[chunk]
+            cells = self._shards.chunk(number, chunk).bytes_by_column()
+            total += Stored(int(entry["positions"]), int(entry["candidates"]), int(entry["length"]), cells)
+        return total
+
     def expect(self, rows: Iterable[int]) -> None:
         """Say which rows will be read soon; those of a remote dataset are fetched meanwhile, by threads.
 
@@ -254,13 +316,22 @@ class Dataset:
         Raises:
             CorruptDataError: a chunk's bytes are not what was written.
         """
-        rows = self._rows if self._rows.step > 0 else self._rows[::-1]
+        rows = self._ascending
         lengths = np.empty(len(rows), np.uint32)
         for number, chunk, (start, places) in self._shards.in_order(self._chunks_within(rows), rows):
             of_chunk = self._shards.chunk(number, chunk).lengths
             here = rows[places]
             lengths[places] = of_chunk[np.arange(here.start, here.stop, here.step) - start]
-        return lengths if rows is self._rows else lengths[::-1]
+        return lengths if self._rows.step > 0 else lengths[::-1]
+
+    @property
+    def _ascending(self) -> range:
+        return self._rows if self._rows.step > 0 else self._rows[::-1]
+
+    def _mirrored(self, places: slice) -> slice:
+        """Places among the ascending rows as places of the view."""
+        n = len(self._rows)
+        return places if self._rows.step > 0 else slice(n - places.stop, n - places.start)
 
     def _row(self, index: int) -> int:
         try:

@@ -34,6 +34,7 @@ class Measures:
         entropy_is_stored: bool [T].
         target_rank: int64 [T], rank of the target from 1, found among the candidates or stored; 0 where unknown.
         target_logprob: float64 [T], likewise.
+        target_is_candidate: bool [T].
         has_target: bool [T]: a distribution, and a token after it.
     """
 
@@ -45,11 +46,17 @@ class Measures:
     entropy_is_stored: NDArray[np.bool_]
     target_rank: NDArray[np.int64]
     target_logprob: NDArray[np.float64]
+    target_is_candidate: NDArray[np.bool_]
     has_target: NDArray[np.bool_]
 
 
-def measure(sequence: Sequence) -> Measures:
-    """The measures of a sequence, which has `COLUMNS`."""
+def measure(sequence: Sequence, lengths: NDArray[Any] | None = None) -> Measures:
+    """The measures of a sequence, which has `COLUMNS`.
+
+    Args:
+        sequence: one, or several joined.
+        lengths: positions of each of several; None: it is one.
+    """
     count = sequence.count
     scored = count > 0
     has_tail = sequence.normalised == "vocabulary" and sequence.draws is None
@@ -62,9 +69,10 @@ def measure(sequence: Sequence) -> Measures:
     entropy[~scored] = np.nan
     is_stored = np.zeros(len(count), np.bool_)
     if sequence.entropy is not None:
-        is_stored = ~np.isnan(sequence.entropy)
+        is_stored = scored & ~np.isnan(sequence.entropy)
         entropy[is_stored] = sequence.entropy[is_stored]
-    rank, target = _targets(sequence, logprobs)
+    following, has_following = _following(sequence.tokens, lengths)
+    rank, target, found = _targets(sequence, logprobs, following)
     return Measures(
         scored=scored,
         probabilities=probabilities,
@@ -74,8 +82,30 @@ def measure(sequence: Sequence) -> Measures:
         entropy_is_stored=is_stored,
         target_rank=rank,
         target_logprob=target,
-        has_target=scored & (np.arange(len(count)) + 1 < len(count)),
+        target_is_candidate=found,
+        has_target=scored & has_following,
     )
+
+
+def joined(sequences: list[Sequence]) -> Sequence:
+    """Short sequences as one, for `measure`: numpy is slow on few numbers. They are sampled all, or none is.
+
+    Optional columns that only some of them have are NaN (rank: 0) in the others.
+    """
+    if len(sequences) == 1:
+        return sequences[0]
+    fields: dict[str, Any] = {"id": sequences[0].id, "normalised": sequences[0].normalised}
+    for name in ("tokens", "count", "ids", "logprobs", "tail"):
+        fields[name] = np.concatenate([getattr(sequence, name) for sequence in sequences])
+    for name, unknown in (("target_logprob", np.nan), ("target_rank", 0), ("entropy", np.nan), ("draws", None)):
+        given = [getattr(sequence, name) for sequence in sequences]
+        if all(values is None for values in given):
+            fields[name] = None
+        else:
+            filled = [np.full(len(s), unknown) if v is None else v for s, v in zip(sequences, given, strict=True)]
+            fields[name] = np.concatenate(filled)
+    fields["offsets"] = ragged.offsets(fields["count"])
+    return Sequence.of(fields)
 
 
 def normalised_logprobs(sequence: Sequence) -> NDArray[np.float64]:
@@ -102,11 +132,20 @@ def _entropy(
     return np.asarray(np.log(total) - (inside + outside) / total)
 
 
-def _targets(sequence: Sequence, logprobs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(rank int64 [T], logprob float64 [T]) of the target: from the candidates, else as stored."""
+def _following(tokens: NDArray[np.uint32], lengths: NDArray[Any] | None) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """(token after each position, -1 where the sequence ends; whether it does not end there)."""
+    following = np.full(len(tokens), -1, np.int32)
+    following[:-1] = tokens[1:].view(np.int32)
+    if lengths is not None:
+        following[np.cumsum(lengths[lengths > 0]) - 1] = -1
+    return following, following >= 0
+
+
+def _targets(
+    sequence: Sequence, logprobs: NDArray[np.float64], following: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """(rank int64 [T], logprob float64 [T], whether from the candidates) of the target, else as stored."""
     count, length = sequence.count, len(sequence.count)
-    following = np.full(length, -1, np.int32)
-    following[:-1] = sequence.tokens[1:].view(np.int32)
     rank, target = np.zeros(length, np.int64), np.full(length, np.nan)
     if sequence.target_rank is not None:
         rank[:] = sequence.target_rank
@@ -121,4 +160,6 @@ def _targets(sequence: Sequence, logprobs: NDArray[np.float64]) -> tuple[NDArray
         place = at - sequence.offsets[row]
     rank[row] = place + 1
     target[row] = logprobs[at]
-    return rank, target
+    found = np.zeros(length, np.bool_)
+    found[row] = True
+    return rank, target, found

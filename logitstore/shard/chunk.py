@@ -222,6 +222,11 @@ class Chunk:
         """The ids of its sequences."""
         return [str(value) for value in self.batch.column(0).to_pylist()]
 
+    def bytes_by_column(self) -> dict[str, int]:
+        """Bytes of the values of each column, the users' too: cells as they are stored."""
+        names: list[str] = self.batch.schema.names
+        return {name: _value_bytes(self.batch.column(number)) for number, name in enumerate(names)}
+
     def sequences(self, columns: frozenset[str]) -> Iterator[Sequence]:
         """All of its sequences in order."""
         for row in range(len(self)):
@@ -408,6 +413,13 @@ class _Row:
             bfloat16 = self.encoding is Encoding.BFLOAT16
             fields["logits"] = decode_logits(top, gaps, count) if bfloat16 else None
         return fields
+
+
+def _value_bytes(column: pa.Array) -> int:
+    if not pa.types.is_binary(column.type):
+        return int(column.nbytes)
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    return int(ends[-1]) - int(ends[0])
 
 
 def _as_python(value: pa.Scalar) -> Any:

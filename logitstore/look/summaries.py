@@ -1,0 +1,148 @@
+"""Sums, samples and histograms of numbers that come part by part: each is added to another one of its kind.
+
+Parts can be made by several processes. Memory does not grow with the numbers: percentiles are those of all numbers up
+to a million of them, and of a random half, quarter, ... of them beyond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE: Final = 2**20
+"""Percentiles are exact up to so many numbers."""
+
+PERCENTILES: Final = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """How many numbers, their sum, the least and the greatest; NaN is left out."""
+
+    n: int = 0
+    sum: float = 0.0
+    least: float = np.inf
+    greatest: float = -np.inf
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Moments:
+        """Of numbers [n]."""
+        known = values[~np.isnan(values)]
+        if len(known) == 0:
+            return cls()
+        return cls(len(known), float(known.sum(dtype=np.float64)), float(known.min()), float(known.max()))
+
+    def __add__(self, other: Moments) -> Moments:
+        least, greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+        return Moments(self.n + other.n, self.sum + other.sum, least, greatest)
+
+    @property
+    def mean(self) -> float | None:
+        """None of no numbers."""
+        return self.sum / self.n if self.n else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A random sample of rows of numbers, the same whatever order they come in and whatever parts they come in.
+
+    Kept are the rows whose random key is under a limit, which is halved until at most `SAMPLE` rows are left.
+
+    Attributes:
+        limit: keys are below 2^limit.
+        keys: uint64 [n].
+        rows: float32 [n, columns].
+    """
+
+    limit: int
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, places: NDArray[np.int64], columns: list[NDArray[Any]]) -> Sample:
+        """Of columns [n] each, whose rows have different places in the dataset."""
+        return cls(64, _keys(places), np.stack([column.astype(np.float32) for column in columns], axis=1))._fitted()
+
+    def __add__(self, other: Sample) -> Sample:
+        limit = min(self.limit, other.limit)
+        parts = [part._below(limit) for part in (self, other)]
+        keys, rows = (np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "rows"))
+        return Sample(limit, keys, rows)._fitted()
+
+    def _below(self, limit: int) -> Sample:
+        if limit == self.limit:
+            return self
+        kept = self.keys < np.uint64(2**limit)
+        return Sample(limit, self.keys[kept], self.rows[kept])
+
+    def _fitted(self) -> Sample:
+        sample = self
+        while len(sample.keys) > SAMPLE:
+            sample = sample._below(sample.limit - 1)
+        return sample
+
+
+def _keys(places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Random numbers from places: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
+    keys = places.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many numbers are in each bin.
+
+    Attributes:
+        edges: n + 1 ascending; a bin holds what is at least its lower edge and below its upper one, the last one its
+            upper edge too.
+        counts: n.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: NDArray[Any], edges: tuple[float, ...]) -> Histogram:
+        """Of numbers; NaN is left out, and what is outside the edges goes into the outermost bins."""
+        inside = np.searchsorted(edges[1:-1], values[~np.isnan(values)], side="right")
+        return cls(edges, tuple(np.bincount(inside, minlength=len(edges) - 1).tolist()))
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(self.edges, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How numbers are spread.
+
+    Attributes:
+        n: how many.
+        mean: of all of them.
+        least: likewise.
+        greatest: likewise.
+        percentiles: by percent; of a sample where there are many, interpolated linearly.
+        histogram: of all of them; None where none was made.
+    """
+
+    n: int
+    mean: float
+    least: float
+    greatest: float
+    percentiles: dict[str, float] = field(default_factory=dict)
+    histogram: Histogram | None = None
+
+    @classmethod
+    def of(cls, moments: Moments, sample: NDArray[Any], histogram: Histogram | None = None) -> Spread | None:
+        """From what was collected; None of no numbers."""
+        if moments.n == 0:
+            return None
+        at = np.percentile(sample[~np.isnan(sample)].astype(np.float64), PERCENTILES).tolist()
+        percentiles = {str(percent): value for percent, value in zip(PERCENTILES, at, strict=True)}
+        return cls(
+            moments.n, moments.sum / moments.n, moments.least, moments.greatest, percentiles, histogram
+        )  # fmt: skip
