@@ -113,6 +113,11 @@ class Dataset:
         return self._store.root if isinstance(self._store, LocalStore) else self._store.name
 
     @property
+    def name(self) -> str:
+        """Its path or URL, as messages name it."""
+        return self._store.name
+
+    @property
     def store(self) -> Store:
         """The files of the dataset."""
         return self._store

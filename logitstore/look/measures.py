@@ -50,12 +50,13 @@ class Measures:
     has_target: NDArray[np.bool_]
 
 
-def measure(sequence: Sequence, lengths: NDArray[Any] | None = None) -> Measures:
+def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_entropy: bool = True) -> Measures:
     """The measures of a sequence, which has `COLUMNS`.
 
     Args:
         sequence: one, or several joined.
         lengths: positions of each of several; None: it is one.
+        stored_entropy: take the stored entropy where there is one.
     """
     count = sequence.count
     scored = count > 0
@@ -68,7 +69,7 @@ def measure(sequence: Sequence, lengths: NDArray[Any] | None = None) -> Measures
         entropy = _entropy(probabilities, logprobs, count, mass, tail if has_tail else np.zeros(len(count)))
     entropy[~scored] = np.nan
     is_stored = np.zeros(len(count), np.bool_)
-    if sequence.entropy is not None:
+    if stored_entropy and sequence.entropy is not None:
         is_stored = scored & ~np.isnan(sequence.entropy)
         entropy[is_stored] = sequence.entropy[is_stored]
     following, has_following = _following(sequence.tokens, lengths)
