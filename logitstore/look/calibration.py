@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add
 from typing import Final
 
 import numpy as np
@@ -46,11 +47,13 @@ class Calibration:
         )
 
     def __add__(self, other: Calibration) -> Calibration:
-        sums = (
-            tuple(a + b for a, b in zip(getattr(self, name), getattr(other, name), strict=True))
-            for name in ("n", "confidence", "hits")
+        return Calibration(
+            n=tuple(map(add, self.n, other.n)),
+            confidence=tuple(map(add, self.confidence, other.confidence)),
+            hits=tuple(map(add, self.hits, other.hits)),
+            known=self.known + other.known,
+            surprise=self.surprise + other.surprise,
         )
-        return Calibration(*sums, known=self.known + other.known, surprise=self.surprise + other.surprise)
 
     @property
     def positions(self) -> int:

@@ -29,6 +29,8 @@ def sampled_parts(dataset: Dataset) -> list[slice]:
 
     One place is drawn from each of equally long stretches, and stands for its chunk.
     """
+    if len(dataset) == 0:
+        return []
     edges = np.linspace(0, len(dataset), SAMPLE_PARTS + 1).astype(np.int64)
     drawn = np.random.default_rng(0).integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
     parts = {(part.start, part.stop): part for place in drawn.tolist() for part in [dataset.part_of(place)]}
