@@ -500,7 +500,7 @@ def test_tokens_of_any_bytes_are_shown(tmp_path):
         preview(with_pieces(tmp_path, pieces, [0, 1, 2, 3, 4, 8, 5, 6, 7], sequence_id="a\nb" * 100), "train")
     )
     assert [row["token"] for row in rows] == [
-        "Hi", "\ufffd", "\ufffd", "\\x00\\n\\x1b[0m", "\\u202eab\\u200d", "<id 8>", "x" * 63 + "…", "", "\U0001f600" * 63 + "…",
+        "Hi", "\\xe2\\x82", "\\xac", "\\x00\\n\\x1b[0m", "\\u202eab\\u200d", "<id 8>", "x" * 63 + "…", "", "\U0001f600" * 63 + "…",
     ]  # fmt: skip
     assert [row["text"] for row in rows[:6]] == [
         "Hi", "Hi\ufffd", "Hi€", "Hi€\\x00\\n\\x1b[0m", "Hi€\\x00\\n\\x1b[0m\\u202eab\u200d", "Hi€\\x00\\n\\x1b[0m\\u202eab\u200d<id 8>",

@@ -12,10 +12,10 @@ from rich.cells import cell_len, set_cell_size
 
 import logitstore
 from logitstore.checks import is_valid, validate
-from logitstore.convert import convert
+from logitstore.convert import Converted, convert
 from logitstore.shard.sequence import Sequence
 from logitstore_cli.convert import summary_lines
-from logitstore_cli.output import note, quoted, result, size
+from logitstore_cli.output import named, note, result, size
 from logitstore_cli.validate import finding_line
 
 CAPTURE = "llama-server-completion.jsonl.zst"
@@ -36,11 +36,7 @@ def command(context: click.Context, directory: Path | None, overwrite: bool) -> 
     """
     with tempfile.TemporaryDirectory() as scratch:
         target = directory if directory is not None else Path(scratch) / "demo"
-        with as_file(files("logitstore") / "demo" / CAPTURE) as capture:
-            source = capture.stat().st_size
-            converted = convert(
-                [capture], target, teacher="google/gemma-3-270m", logit_width=262_144, overwrite=overwrite
-            )
+        converted, source = make(target, overwrite=overwrite)
         for text in converted.notes:
             note(f"Note: {text}")
         shown = str(directory) if directory is not None else "demo"
@@ -57,6 +53,24 @@ def command(context: click.Context, directory: Path | None, overwrite: bool) -> 
     context.exit(0 if valid else 1)
 
 
+def make(target: Path, *, overwrite: bool = False) -> tuple[Converted, int]:
+    """Convert the capture that comes with the package.
+
+    Args:
+        target: directory of the dataset.
+        overwrite: replace a dataset that is there.
+
+    Returns:
+        (what was done, bytes of the capture).
+
+    Raises:
+        DatasetExistsError: something is there already.
+    """
+    with as_file(files("logitstore") / "demo" / CAPTURE) as capture:
+        summary = convert([capture], target, teacher="google/gemma-3-270m", logit_width=262_144, overwrite=overwrite)
+        return summary, capture.stat().st_size
+
+
 def bars(dataset: logitstore.Dataset) -> list[str]:
     """The first distribution of the first sequence as bars."""
     sequence = dataset[0]
@@ -68,7 +82,7 @@ def bars(dataset: logitstore.Dataset) -> list[str]:
     probabilities = np.exp(sequence.logprobs[start:end])
     following = int(sequence.tokens[position + 1])
     for token, probability in zip(sequence.ids[start : min(end, start + BARS)].tolist(), probabilities, strict=False):
-        text = quoted(tokenizer.text([token])) if tokenizer is not None else str(token)
+        text = named(tokenizer, token)
         bar = "#" * max(1, round(WIDTH * float(probability / probabilities[0])))
         chosen = "  <- drawn for this reply" if token == following else ""
         lines.append(f"{_padded(text, 14)} {100 * probability:5.1f} %  {bar}{chosen}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import numpy as np
 
 import logitstore
 from logitstore.shard.sequence import Sequence
-from logitstore_cli.output import quoted, result
+from logitstore_cli.output import harmless, named, result
 
 
 @click.command("head")
@@ -34,10 +35,10 @@ def command(
     opened = logitstore.open(dataset)
     chosen = [opened.by_id(sequence_id)] if sequence_id is not None else opened[:sequences]
     tokenizer = None if as_json else opened.tokenizer()
-    text: Callable[[int], str] = str if tokenizer is None else lambda token: quoted(tokenizer.text([token]))
+    text = partial(named, tokenizer)
     for sequence in chosen:
         if as_json:
-            result(json.dumps(sequence_json(sequence), ensure_ascii=False))
+            result(harmless(json.dumps(sequence_json(sequence), ensure_ascii=False)))
             continue
         result(f"{sequence.id}: {len(sequence):,} positions, {len(sequence.ids):,} candidates")
         for position in range(min(positions, len(sequence))):

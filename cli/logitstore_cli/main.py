@@ -13,6 +13,7 @@ from logitstore_cli.output import note, warn_on_stderr
 from logitstore_cli.types import SIZE_NOTE
 
 COMMANDS = {
+    "compare": "logitstore_cli.compare",
     "completion": "logitstore_cli.completion",
     "convert": "logitstore_cli.convert",
     "demo": "logitstore_cli.demo",
@@ -21,7 +22,10 @@ COMMANDS = {
     "info": "logitstore_cli.info",
     "pull": "logitstore_cli.pull",
     "push": "logitstore_cli.push",
+    "show": "logitstore_cli.show",
+    "stats": "logitstore_cli.stats",
     "validate": "logitstore_cli.validate",
+    "view": "logitstore_cli.view",
 }
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import Any, TextIO
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logitstore.errors import LogitStoreWarning
+from logitstore.errors import DatasetExistsError, LogitStoreWarning
+from logitstore.text import label, visible
+from logitstore.tokenizer import Tokenizer
+
+_STEERING: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON allows inside a string as it is, but terminals obey: the 8-bit controls, and those of direction."""
 
 
 def result(text: str = "") -> None:
@@ -21,8 +30,13 @@ def result(text: str = "") -> None:
 
 def result_json(value: Any, *, indent: int = 2) -> None:
     """The result as JSON."""
-    data = msgspec.json.encode(value)
-    click.echo(msgspec.json.format(data, indent=indent).decode())
+    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    click.echo(harmless(text))
+
+
+def harmless(text: str) -> str:
+    """The same JSON, with what a terminal would obey escaped."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:
@@ -56,6 +70,28 @@ def progress_bar() -> Progress:
     )
 
 
+def reporter(bar: Progress, doing: str, unit: str) -> Callable[[int, int], None]:
+    """Moves a bar by (done, total); says how many a second."""
+    task = bar.add_task(doing, total=None, rate="")
+    start = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        rate = f"{done / max(time.monotonic() - start, 1e-9):,.0f} {unit}/s"
+        bar.update(task, completed=done, total=total or None, rate=rate)
+
+    return report
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file that nobody asked to replace.
+
+    Raises:
+        DatasetExistsError: something is there.
+    """
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise DatasetExistsError(f"{path} is there already; choose another name, or replace it (--overwrite)")
+
+
 def quiet_client() -> None:
     """Leave progress and messages to our own: the Hub's client draws several bars, and warns of what is tried again."""
     from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 - takes longer than most commands
@@ -75,7 +111,13 @@ def size(n: float) -> str:
 
 def quoted(text: str) -> str:
     """Text of a token in quotes, so that every character shows: control characters are escaped."""
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+    return f"'{visible(text)}'"
+
+
+def named(tokenizer: Tokenizer | None, token: int) -> str:
+    """A token by itself: its text in quotes; its id where there is no tokenizer."""
+    text = label(tokenizer, token)
+    return text if tokenizer is None else f"'{text}'"
 
 
 def _printable(text: str, stream: TextIO) -> str:

@@ -7,8 +7,7 @@ The shards are Arrow streams, so the preview is an uncompressed Arrow stream too
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError
 from logitstore.shard.sequence import Sequence
+from logitstore.text import ELLIPSIS, in_text, label, shortened, unknown, visible
 from logitstore.tokenizer import Tokenizer
 
 SCHEMA: Final = pa.schema(
@@ -36,13 +36,9 @@ SCHEMA: Final = pa.schema(
 
 _BYTES: Final = 200_000  # of rows; a preview is committed with every push
 _TEXT: Final = 200  # characters of `text`
-_TOKEN: Final = 64  # characters of a token: vocabularies hold runs of hundreds of spaces, and may hold anything
 _ID: Final = 128  # characters of a sequence's id
 _CONTEXT: Final = 1024  # bytes, and tokens, that are looked at for `text`: more than its characters can take
 _DIGITS: Final = 5
-_ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
-_CONTROLS: Final = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}
-_TURNING: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # bidi controls
 
 _Row = dict[str, Any]
 
@@ -130,7 +126,6 @@ def _size(row: _Row) -> int:
 
 
 def _of_sequence(sequence: Sequence, tokenizer: Tokenizer | None, positions: int, candidates: int) -> Iterator[_Row]:
-    name: Callable[[int], str] = str if tokenizer is None else lambda token: _token(tokenizer, token)
     shown = np.flatnonzero(sequence.count)[:positions].tolist()
     tokens = sequence.tokens.tolist() if shown else []
     texts = None if tokenizer is None or not shown else _Texts(tokenizer, tokens, shown[0])
@@ -138,12 +133,12 @@ def _of_sequence(sequence: Sequence, tokenizer: Tokenizer | None, positions: int
         start, end = (int(n) for n in sequence.offsets[at : at + 2])
         probabilities, rest = _probabilities(sequence, at, start, end, candidates)
         yield {
-            "id": _shortened("".join(map(_visible, sequence.id[: _ID + 1])), _ID),
+            "id": shortened(visible(sequence.id[: _ID + 1]), _ID),
             "position": at,
             "text": None if texts is None else texts.until(at),
-            "token": name(tokens[at]),
-            "next_token": name(tokens[at + 1]) if at + 1 < len(tokens) else None,
-            "candidates": [name(token) for token in sequence.ids[start : min(end, start + candidates)].tolist()],
+            "token": label(tokenizer, tokens[at]),
+            "next_token": label(tokenizer, tokens[at + 1]) if at + 1 < len(tokens) else None,
+            "candidates": [label(tokenizer, token) for token in sequence.ids[start:end][:candidates].tolist()],
             "probabilities": probabilities,
             "rest": rest,
         }
@@ -178,49 +173,18 @@ class _Texts:
     def until(self, position: int) -> str:
         for token in self._tokens[self._next : position + 1]:
             piece = self._tokenizer.token_bytes(token)
-            self._bytes += _unknown(token).encode() if piece is None else piece
+            self._bytes += unknown(token).encode() if piece is None else piece
             self._cut |= len(self._bytes) > _CONTEXT
             self._bytes = self._bytes[-_CONTEXT:]
         self._next = position + 1
         # Bytes that were cut in the middle of a character are left of what is shown: 1024 bytes are 256 characters.
-        parts = [_running(character) for character in self._bytes.decode(errors="replace")[-_TEXT - 1 :]]
+        parts = [in_text(character) for character in self._bytes.decode(errors="replace")[-_TEXT - 1 :]]
         if not self._cut and sum(map(len, parts)) <= _TEXT:
             return "".join(parts)
-        length, kept = len(_ELLIPSIS), []
+        length, kept = len(ELLIPSIS), []
         for part in reversed(parts):
             length += len(part)
             if length > _TEXT:
                 break
             kept.append(part)
-        return _ELLIPSIS + "".join(reversed(kept))
-
-
-def _token(tokenizer: Tokenizer, token: int) -> str:
-    piece = tokenizer.token_bytes(token)
-    if piece is None:
-        return _unknown(token)
-    return _shortened("".join(map(_visible, piece[: 4 * _TOKEN + 4].decode(errors="replace"))), _TOKEN)
-
-
-def _unknown(token: int) -> str:
-    """What stands for a token that the tokenizer does not know: a placeholder, or one outside a partial vocabulary."""
-    return f"<id {token}>"
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
-
-
-def _visible(character: str) -> str:
-    """A character of a token: escaped, as the command line does it, unless it shows."""
-    return character if character.isprintable() else _escaped(character)
-
-
-def _running(character: str) -> str:
-    """A character of running text, where spaces of all kinds and the joiners of scripts and emoji belong to it."""
-    plain = unicodedata.category(character) not in _CONTROLS and character not in _TURNING
-    return character if plain else _escaped(character)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+        return ELLIPSIS + "".join(reversed(kept))
