@@ -5,8 +5,8 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-oldest-hub lint format bench bench-convert bench-loader bench-memory bench-losses bench-hub distil \
-	build clean
+.PHONY: demo test test-slow test-oldest-hub lint format bench bench-convert bench-loader bench-memory bench-losses bench-hub bench-look \
+	distil pictures build clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -78,6 +78,12 @@ bench-losses: .venv/tested  ## time and memory of the losses beside plain cross-
 
 bench-hub: .venv/installed  ## reading on the Hub beside reading from a disk
 	$(BIN)/python benchmarks/hub.py
+
+bench-look: .venv/installed  ## speed and memory of stats and compare
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/look.py
+
+pictures: .venv/tested  ## the pictures of the README; needs Debian's chromium
+	$(BIN)/python examples/pictures.py
 
 distil: .venv/tested  ## the distillation of the README
 	$(BIN)/python examples/distil.py

@@ -2,13 +2,15 @@
 
     python examples/pictures.py [DIRECTORY]
 
-DIRECTORY is `docs` of the repository unless given. Made again, the files are the same byte for byte.
+DIRECTORY is `docs` of the repository unless given. `show.svg` is the same byte for byte when it is made again;
+`view.png` needs playwright and a browser, Debian's chromium for example, and depends on its fonts.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 import logitstore
+from logitstore.look.page import page
 from logitstore_cli.demo import make
 from logitstore_cli.show import chosen, look_of
 from logitstore_cli.show_render import BLOCKS, lines
@@ -27,6 +30,7 @@ DOCS: Final = Path(__file__).parent.parent / "docs"
 WIDTH: Final = 92  # cells
 CELL: Final = 12  # width of one in rich's pictures, whose letters are 20 high, in fonts 0.6 times as wide
 FIND: Final = "favorite color is"
+BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 FORMAT: Final = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -92,7 +96,28 @@ def picture_of_show(dataset: logitstore.Dataset, target: Path) -> None:
     )
 
 
-PICTURES: Final = (picture_of_show,)
+def picture_of_view(dataset: logitstore.Dataset, target: Path) -> None:
+    """The page of `logitstore view` in a browser, as `view.png`."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - the other picture needs no browser
+
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if chromium is None:
+        sys.exit(f"view.png is a picture of a browser: install one of {', '.join(BROWSERS)}")
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        file = Path(scratch) / "demo.html"
+        file.write_text(page(dataset, rows=range(6)), encoding="utf-8")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1120, "height": 760}, color_scheme="light", reduced_motion="reduce")
+        tab.goto(file.as_uri())
+        search = tab.get_by_role("searchbox")
+        search.fill(FIND)
+        search.press("Enter")
+        search.press("Escape")
+        tab.screenshot(path=target / "view.png")
+        browser.close()
+
+
+PICTURES: Final = (picture_of_show, picture_of_view)
 
 
 def main(target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -62,6 +63,7 @@ _task: tuple[Callable[[Any, Any], Any], Any] | None = None
 
 
 def _begin(work: Callable[[Any, Any], Any], state: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
     global _task  # noqa: PLW0603 - sent once to a worker, not with each thing: it may be large
     _task = work, state
 

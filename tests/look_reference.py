@@ -13,7 +13,12 @@ def positions_of(sequence):
     """(position, ids, logprobs float64, tail logprob) of each position with a distribution."""
     for t, (start, end) in enumerate(zip(sequence.offsets[:-1].tolist(), sequence.offsets[1:].tolist(), strict=True)):
         if end > start:
-            yield t, sequence.ids[start:end].tolist(), sequence.logprobs[start:end].astype(np.float64), float(sequence.tail[t])
+            yield (
+                t,
+                sequence.ids[start:end].tolist(),
+                sequence.logprobs[start:end].astype(np.float64),
+                float(sequence.tail[t]),
+            )
 
 
 def entropy_of(logprobs, tail):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import logitstore
+from logitstore_cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("completion", "convert", "demo", "export", "head", "info", "validate")
 SCHEMA_INFO = {
     "format_version", "sequences", "positions", "candidates", "bytes", "bytes_per_position", "splits", "shards",
     "teacher", "tokenizer", "features",

@@ -192,14 +192,18 @@ def assert_advice(figures, dataset):
                     q = p[: int(np.sum(np.cumsum(p) - p < one.value))]
                 else:
                     steps = np.rint((given[0] - given) / one.value)
-                    q = np.exp((np.float32(given[0]) - np.float32(one.value) * steps.astype(np.float32)).astype(np.float64))
+                    q = np.exp(
+                        (np.float32(given[0]) - np.float32(one.value) * steps.astype(np.float32)).astype(np.float64)
+                    )
                 k, rest = len(q), t + p[len(q) :].sum()
                 a, b = q / q.sum(), p[:k] / p.sum()
                 kl.append((a * np.log(a / b)).sum())
                 whole_p, whole_q = p.sum() + t, q.sum() + rest
                 log_q = np.log(np.append(q, np.full(n - k, rest / (width - k))) / whole_q)
                 among = (p / whole_p * (np.log(p / whole_p) - log_q)).sum()
-                outside = t / whole_p * math.log(t / whole_p / (width - n) / (rest / (width - k) / whole_q)) if t else 0.0
+                outside = (
+                    t / whole_p * math.log(t / whole_p / (width - n) / (rest / (width - k) / whole_q)) if t else 0.0
+                )
                 even.append(among + outside)
                 coverage.append(q.sum())
                 kept.append(k)
@@ -248,7 +252,9 @@ def test_a_sample_is_spread_and_says_so(write, monkeypatch):
     drawn = parts.sampled_parts(dataset)
     assert [part.start // 40 for part in drawn] == [0, 1, 2, 3, 4]
     rows = [row for part in drawn for row in range(part.start, part.stop)]
-    assert figures.entropy.mean == pytest.approx(np.mean(np.concatenate([stats_of(dataset[r : r + 1])["entropy"] for r in rows])))
+    assert figures.entropy.mean == pytest.approx(
+        np.mean(np.concatenate([stats_of(dataset[r : r + 1])["entropy"] for r in rows]))
+    )
     assert stats(dataset, full=True).sequences == 200
 
 
@@ -353,7 +359,15 @@ def test_the_command(write, tmp_path):
     path = write(sequences=20, positions=30, k=8)
     done = run("stats", path)
     assert done.returncode == 0, done.stderr
-    for text in ("20 sequences, 790 positions", "coverage", "Entropy, nats", "#", "--top-k 4", "bits a candidate", "median"):
+    for text in (
+        "20 sequences, 790 positions",
+        "coverage",
+        "Entropy, nats",
+        "#",
+        "--top-k 4",
+        "bits a candidate",
+        "median",
+    ):
         assert text in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""

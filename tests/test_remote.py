@@ -487,3 +487,28 @@ def test_looking_for_an_id_asks_several_shards_at_once(hub, many):
     same(remote.by_id(local[-1].id), local[-1])
     with pytest.raises(logitstore.SequenceNotFoundError):
         remote[:5].by_id(local[-1].id)
+
+
+def test_figures_of_a_remote_dataset_are_those_of_a_local_one(hub, large):
+    from dataclasses import replace
+
+    from logitstore.look.compare import compare
+    from logitstore.look.stats import stats
+
+    local, remote = logitstore.open(large), logitstore.open(PLACE)
+    sent = sum(request.sent for request in hub.requests)
+    assert stats(remote, full=True) == stats(local, full=True)
+    assert sum(request.sent for request in hub.requests) - sent <= 1.02 * local.info.totals.bytes  # each chunk once
+    found, expected = compare(remote, local), compare(local, local)
+    assert replace(found, a=expected.a) == expected
+
+
+def test_a_sample_of_a_remote_dataset_fetches_its_chunks_alone(hub, many):
+    from logitstore.look import parts
+    from logitstore.look.stats import stats
+
+    remote = logitstore.open(PLACE)
+    figures = stats(remote)
+    assert 0 < figures.sequences <= 40 * parts.SAMPLE_PARTS
+    assert not figures.full
+    assert len([request for request in hub.requests if request.origin == "storage"]) <= 6 * parts.SAMPLE_PARTS
