@@ -57,7 +57,8 @@ def assert_figures(figures, dataset):
     outside = [rank == 0 or rank > k for rank, k in zip(ranks, counts_with_target(dataset), strict=True)]
     assert teaching.outside == np.mean(outside)
     edges = np.array(teaching.ranks.edges)
-    assert list(teaching.ranks.counts) == [int(((ranks >= a) & (ranks < b)).sum()) for a, b in zip(edges, edges[1:], strict=False)]  # fmt: skip
+    inside = (ranks >= edges[:-1, None]) & (ranks < edges[1:, None])
+    assert list(teaching.ranks.counts) == inside.sum(axis=1).tolist()
     assert teaching.known == len(expected["surprise"]) / len(ranks)
     assert_spread(teaching.surprise, expected["surprise"])
     known = math.fsum(expected["surprise"]) / len(expected["surprise"])

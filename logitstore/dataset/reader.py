@@ -247,10 +247,19 @@ class Dataset:
             SequenceNotFoundError: there is none in this view.
             CorruptDataError: its bytes are not what was written.
         """
-        for number, row in self._shards.find(sequence_id):
-            if row + self._shards.starts[number] in self._rows:
-                chunk, place = self._shards[number].locate(row)
-                return next(self._decode(number, chunk, [place]))
+        return self[self.row_of(sequence_id)]
+
+    def row_of(self, sequence_id: str) -> int:
+        """The row of the sequence with this id, in this view.
+
+        Raises:
+            SequenceNotFoundError: there is none in this view.
+            CorruptDataError: a shard's bytes are not what was written.
+        """
+        for number, place in self._shards.find(sequence_id):
+            row = self._shards.starts[number] + place
+            if row in self._rows:
+                return self._rows.index(row)
         raise SequenceNotFoundError(f"no sequence has the id {sequence_id!r} in {self._store.name}")
 
     def split(self, name: str) -> Dataset:

@@ -284,26 +284,22 @@ class _Finder:
 
     def __init__(self, dataset: Dataset, match: Match) -> None:
         self.dataset = dataset.select(COLUMNS)
+        self.ids = dataset.select([])
         self.match = match
         self.next: int | None = None
-        self.in_order = True
 
     def find(self, sequence_id: str, row: int) -> Sequence | None:
         """The sequence with this id, or, by row, at this one; None where there is none."""
         if self.match == "row":
             return self.dataset[row] if row < len(self.dataset) else None
         place = row if self.next is None else self.next
-        if self.in_order and place < len(self.dataset):
-            guessed = self.dataset[place]
-            if guessed.id == sequence_id:
-                self.next = place + 1
-                return guessed
-        try:
-            found = self.dataset.by_id(sequence_id)
-        except SequenceNotFoundError:
-            return None
-        self.in_order = False
-        return found
+        if place >= len(self.ids) or self.ids[place].id != sequence_id:
+            try:
+                place = self.ids.row_of(sequence_id)
+            except SequenceNotFoundError:
+                return None
+        self.next = place + 1
+        return self.dataset[place]
 
 
 def _alike(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> int:
