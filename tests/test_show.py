@@ -374,7 +374,7 @@ def test_json_says_everything(demo):
         0 if any(c["is_next"] for c in first["candidates"]) else first["next"]["probability"]
     ) == pytest.approx(1, abs=0.01)
     assert content["positions"][1]["next"] is None
-    assert json.loads(run(demo, "--id", "1", "--json")[0])["row"] is None
+    assert json.loads(run(demo, "--id", "1", "--json")[0])["row"] == 1
 
 
 def test_json_obeys_no_control_of_its_text(tmp_path):

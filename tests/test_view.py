@@ -36,7 +36,7 @@ from logitstore.errors import (
 )
 from logitstore.look import page as module
 from logitstore.look.measures import measure
-from logitstore.look.page import collect, json_in_html, name_of, page, page_html, policy, row_of, sequence_data
+from logitstore.look.page import collect, json_in_html, name_of, page, page_html, policy, sequence_data
 from logitstore.look.serve import Server, serve
 from logitstore.text import readable, running
 from logitstore.tokenizer import Tokenizer
@@ -231,12 +231,12 @@ def test_positions_are_capped_and_it_is_said(write):
 def test_rows_of_ids(local):  # noqa: F811
     dataset = logitstore.open(local)
     for row in (0, 17, 39, 44):
-        assert row_of(dataset, dataset[row].id) == row
+        assert dataset.row_of(dataset[row].id) == row
     test = dataset.split("test")
-    assert row_of(test, test[3].id) == 3
-    assert row_of(dataset[::-1], dataset[0].id) == len(dataset) - 1
+    assert test.row_of(test[3].id) == 3
+    assert dataset[::-1].row_of(dataset[0].id) == len(dataset) - 1
     with pytest.raises(SequenceNotFoundError):
-        row_of(test, dataset[0].id)
+        test.row_of(dataset[0].id)
 
 
 def test_two_datasets(write, tmp_path, quiet):
@@ -265,7 +265,7 @@ def test_two_datasets_of_different_tokenizers(write, monkeypatch):
     for dataset, digest in ((first, "a"), (second, "b")):
         tokenizer = logitstore.schema.TokenizerInfo(digest=digest * 64, vocabulary_size=9)
         dataset._manifest = msgspec.structs.replace(dataset.info, tokenizer=tokenizer)
-    with pytest.raises(InvalidInputError, match="different tokenizers"):
+    with pytest.raises(InvalidInputError, match="tokenizers differ"):
         collect(first, other=second)
 
 

@@ -177,8 +177,7 @@ def _group(means: Means) -> str:
 
 def _differences(found: Comparison, texts: Texts) -> Iterator[str]:
     yield "Where they differ most"
-    info = texts.dataset.info.tokenizer
-    tokenizer = texts.dataset.tokenizer() if info is not None and info.files else None
+    tokenizer = texts.dataset.tokenizer()
     for one in found.differences:
         best = [f"{named(tokenizer, token)} {percent(p)}" for token, p in (one.best_a, one.best_b)]
         place = f"row {one.row:,} position {one.position:,}"

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logitstore.errors import DatasetExistsError, LogitStoreWarning
+from logitstore.errors import DatasetExistsError, InvalidInputError, LogitStoreWarning
 from logitstore.text import label, visible
 from logitstore.tokenizer import Tokenizer
 
@@ -82,14 +82,19 @@ def reporter(bar: Progress, doing: str, unit: str) -> Callable[[int, int], None]
     return report
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a file that nobody asked to replace.
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or that nobody asked to replace.
 
     Raises:
+        InvalidInputError: it is a directory, or in none.
         DatasetExistsError: something is there.
     """
-    if not overwrite and (path.exists() or path.is_symlink()):
-        raise DatasetExistsError(f"{path} is there already; choose another name, or replace it (--overwrite)")
+    if target.is_dir():
+        raise InvalidInputError(f"{target} is a directory; give the name of a file")
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"{target.parent} is no directory; make it first")
+    if not overwrite and (target.exists() or target.is_symlink()):
+        raise DatasetExistsError(f"{target} is there already; choose another name, or replace it (--overwrite)")
 
 
 def quiet_client() -> None:

@@ -73,9 +73,7 @@ def chosen(dataset: Dataset, *, row: int | None = None, sequence_id: str | None 
     """
     prompt = [PROMPT] if PROMPT in dataset.info.user_columns else []
     view = dataset.select([*COLUMNS, *prompt])
-    if sequence_id is not None:
-        return show(view.by_id(sequence_id), dataset.tokenizer(), **options)
-    row = row or 0
+    row = row or 0 if sequence_id is None else view.row_of(sequence_id)
     sequence = view[row]
     return show(sequence, dataset.tokenizer(), row=row % len(view), **options)
 

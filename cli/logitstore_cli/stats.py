@@ -16,7 +16,7 @@ from logitstore.look.stats import Stats, Teaching, stats
 from logitstore.processes import cores
 from logitstore.text import readable
 from logitstore_cli.figures import bar_line, histogram_lines, nats, percent, spread_lines, whole
-from logitstore_cli.output import check_free, note, progress_bar, reporter, result, result_json, size
+from logitstore_cli.output import check_target, note, progress_bar, reporter, result, result_json, size
 
 
 @click.command("stats")
@@ -33,7 +33,7 @@ def command(dataset: str, full: bool, workers: int | None, html: Path | None, ov
     """
     opened = logitstore.open(dataset)
     if html is not None:
-        check_free(html, overwrite=overwrite)
+        check_target(html, overwrite=overwrite)
     with progress_bar() as bar:
         figures = stats(
             opened,

@@ -11,11 +11,10 @@ from typing import Any, Final
 import click
 
 import logitstore
-from logitstore.errors import DatasetExistsError, InvalidInputError
 from logitstore.io.files import write_atomic
 from logitstore.look.page import CANDIDATES, POSITIONS, collect, name_of, page_html
 from logitstore.look.serve import serve
-from logitstore_cli.output import note, result, size
+from logitstore_cli.output import check_target, note, result, size
 
 
 class RowsType(click.ParamType[tuple[range, ...]]):
@@ -91,7 +90,7 @@ def command(
     target = Path(output if output is not None else f"{name_of(opened)}.html")
     to_stdout = output == "-"
     if not to_stdout:
-        _check_target(target, overwrite)
+        check_target(target, overwrite=overwrite)
     chosen = collect(
         opened,
         rows=None if rows is None else itertools.chain.from_iterable(rows),
@@ -106,7 +105,7 @@ def command(
     if to_stdout:
         click.echo(page, nl=False)
         return
-    _check_target(target, overwrite)  # once more: decoding takes a while
+    check_target(target, overwrite=overwrite)  # once more: decoding takes a while
     write_atomic(target, page)
     count = len(chosen.data["sequences"])
     result(f"{target}: {count} sequence{'s' if count != 1 else ''}, {size(len(page))}")
@@ -116,12 +115,3 @@ def _ready(url: str) -> None:
     result(url)
     sys.stdout.flush()  # whoever started this through a pipe waits for it
     note("Ctrl-C ends it.")
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.is_dir():
-        raise InvalidInputError(f"{target} is a directory; give the name of a file")
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"{target.parent} is no directory; make it first")
-    if not overwrite and target.exists():
-        raise DatasetExistsError(f"{target} is there already; choose another name, or replace it (--overwrite)")

@@ -146,7 +146,9 @@ class Dataset:
             CorruptDataError: those of a remote dataset are.
         """
         info = self._manifest.tokenizer
-        return None if info is None else Tokenizer.from_path(self._store.folder("tokenizer", info.files))
+        if info is None or not info.files:
+            return None
+        return Tokenizer.from_path(self._store.folder("tokenizer", info.files))
 
     def __len__(self) -> int:
         """Number of sequences."""

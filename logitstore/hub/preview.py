@@ -59,7 +59,7 @@ def previews(dataset: Dataset, **limits: int) -> dict[str, bytes]:
         InvalidInputError: the tokenizer's files are damaged, or a limit is below 1.
         CorruptDataError: a chunk's bytes are not what was written.
     """
-    tokenizer = _tokenizer(dataset)
+    tokenizer = dataset.tokenizer()
     rows = {name: _rows(dataset.split(name), tokenizer, **limits) for name in dataset.splits}
     return {name: _stream(found) for name, found in rows.items() if found}
 
@@ -89,12 +89,7 @@ def preview(dataset: Dataset, split: str, *, sequences: int = 20, positions: int
     """
     view = dataset.split(split)
     limits = {"sequences": sequences, "positions": positions, "candidates": candidates}
-    return _stream(_rows(view, _tokenizer(dataset), **limits))
-
-
-def _tokenizer(dataset: Dataset) -> Tokenizer | None:
-    info = dataset.info.tokenizer
-    return dataset.tokenizer() if info is not None and info.files else None
+    return _stream(_rows(view, dataset.tokenizer(), **limits))
 
 
 def _stream(rows: list[_Row]) -> bytes:

@@ -8,12 +8,12 @@ from typing import Final
 
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError
+from logitstore.look.alike import check_tokenizers
 from logitstore.look.calibration import Calibration
 from logitstore.look.compared import SPREADS, Compared, Difference, Match, Sums, Task, compare_part
 from logitstore.look.parts import all_parts
 from logitstore.look.summaries import Moments, Spread
 from logitstore.processes import each
-from logitstore.schema import Manifest
 
 _LISTED: Final = 50  # groups, those with the most positions
 
@@ -198,27 +198,18 @@ def _side(dataset: Dataset, calibration: Calibration, entropy: Moments) -> Side:
 
 def _check(a: Dataset, b: Dataset, by: str | None) -> list[str]:
     """What has to be said of the two; refuses those that cannot be compared."""
-    digests = [_tokenizer(dataset.info) for dataset in (a, b)]
-    if None not in digests and digests[0] != digests[1]:
-        raise InvalidInputError(
-            f"the tokenizers differ, so that the same id is another token: {a.name} has {digests[0][:16]}, {b.name} "  # type: ignore[index]
-            f"has {digests[1][:16]}; compare teachers of one vocabulary"  # type: ignore[index]
-        )
+    known = check_tokenizers(a, b)
     if by is not None and by not in a.info.user_columns:
         names = ", ".join(a.info.user_columns) or "none"
         raise InvalidInputError(f"{a.name} has no column {by!r} of its own; it has: {names}")
     notes = []
-    if None in digests:
+    if not known:
         notes.append("a tokenizer is unknown: whether the two are the same was not checked")
     for name in ("normalised", "temperature"):
         both = [getattr(dataset.info, name) for dataset in (a, b)]
         if both[0] != both[1]:
             notes.append(f"{name} differs: {both[0]} and {both[1]}")
     return notes
-
-
-def _tokenizer(info: Manifest) -> str | None:
-    return None if info.tokenizer is None else info.tokenizer.digest
 
 
 def _nothing(a: Dataset, b: Dataset, found: Compared, match: Match) -> str:

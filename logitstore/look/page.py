@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.dataset.reader import Dataset
-from logitstore.dataset.shards import Shards
 from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, RowIndexError, SequenceNotFoundError
+from logitstore.look.alike import check_tokenizers
 from logitstore.look.measures import COLUMNS, Measures, measure
 from logitstore.shard.sequence import Sequence
 from logitstore.text import label, readable, running, shortened
@@ -325,39 +325,16 @@ def name_of(dataset: Dataset) -> str:
     return urlsplit(path).path.rstrip("/").rpartition("/")[2].partition("@")[0] or "dataset"  # without a revision
 
 
-def row_of(dataset: Dataset, sequence_id: str) -> int:
-    """The row of the sequence with this id.
-
-    Raises:
-        SequenceNotFoundError: there is none in this view.
-    """
-    ids = dataset.select([])
-    sequence_id = ids.by_id(sequence_id).id
-    whole = Shards(dataset.store, dataset.info)
-    splits = [shard.split for shard in dataset.info.shards]
-    for number, place in whole.find(sequence_id):
-        first = splits.index(splits[number])  # the shards of a split follow one another
-        for start in (0, whole.starts[first]):
-            row = whole.starts[number] + place - start
-            if row < len(ids) and ids[row].id == sequence_id:
-                return row
-    return next(row for row, sequence in enumerate(ids) if sequence.id == sequence_id)  # of a view of some rows
-
-
 def _needed(dataset: Dataset) -> Dataset:
     prompt = [PROMPT] if PROMPT in dataset.info.user_columns else []
     return dataset.select([*COLUMNS, *prompt])
 
 
 def _check_comparable(dataset: Dataset, other: Dataset) -> None:
-    digests = {each.info.tokenizer.digest for each in (dataset, other) if each.info.tokenizer} - {None}
-    if len(digests) > 1:
-        raise InvalidInputError(
-            f"{name_of(dataset)} and {name_of(other)} have different tokenizers: their positions cannot be compared"
-        )
+    check_tokenizers(dataset, other)
     for sequence in dataset[:_COMMON_SEARCHED].select([]):
         try:
-            other.select([]).by_id(sequence.id)
+            other.row_of(sequence.id)
         except SequenceNotFoundError:
             continue
         return
@@ -369,7 +346,7 @@ def _check_comparable(dataset: Dataset, other: Dataset) -> None:
 
 def _chosen(dataset: Dataset, rows: Iterable[int] | None, ids: Iterable[str]) -> Iterator[int]:
     """Rows by number and by id, each once."""
-    named = [row_of(dataset, each) for each in ids]
+    named = [dataset.row_of(each) for each in ids]
     if rows is None:
         rows = () if named else range(min(ROWS, len(dataset)))
     seen = set()

@@ -20,7 +20,7 @@ import msgspec
 
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError, LogitStoreError, RowIndexError, SequenceNotFoundError
-from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, page_html, policy, row_of
+from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, page_html, policy
 
 ADDRESS: Final = "127.0.0.1"
 
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _row(self, given: dict[str, str]) -> dict[str, Any]:
         if "id" not in given:
             raise _Problem(HTTPStatus.BAD_REQUEST, "the parameter id is missing")
-        return {"row": row_of(self.server.viewed.split(given.get("split")), given["id"])}
+        return {"row": self.server.viewed.split(given.get("split")).row_of(given["id"])}
 
     def _sequence(self, given: dict[str, str]) -> dict[str, Any]:
         viewed = self.server.viewed

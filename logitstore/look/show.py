@@ -140,7 +140,7 @@ class Shown:
 
     Attributes:
         id: of the sequence.
-        row: in the dataset; None where it was found by its id.
+        row: in the dataset; None where it was not said.
         normalised: `candidates` where only ratios are known, and percentages are shares of the candidates.
         tokens: all of them.
         positions: those that were chosen, in the order of the text.

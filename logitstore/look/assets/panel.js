@@ -67,7 +67,8 @@ class Panel {
   columns(opened, names, t) {
     const columns = element("div", "columns");
     const tables = opened.views.map((view) => view.distribution(t));
-    const largest = tables.flat().reduce((most, row) => Math.max(most, row.p), 1e-9); // one scale for both
+    const listed = tables.flat().filter((row) => !row.else);
+    const largest = listed.reduce((most, row) => Math.max(most, row.p), 1e-9); // one scale for both
     opened.views.forEach((view, i) => {
       const column = element("section", `column column-${i}`);
       if (names.length > 1) column.append(element("h3", "", element("bdi", "", names[i])));
@@ -111,9 +112,12 @@ class Panel {
     else name.append(chip(row.label));
     name.title = row.else ?? `${row.label}  id ${row.id}`;
     if (row.next) name.append(" ", element("span", "mark", "comes next"));
-    const bar = element("span", "bar");
-    bar.style.width = `${(100 * Math.min(1, row.p / largest)).toFixed(2)}%`;
-    const track = element("span", "track", bar);
+    const track = element("span", "track");
+    if (!row.else) { // many tokens together: beside their bar, those of single ones would be short
+      const bar = element("span", "bar");
+      bar.style.width = `${(100 * Math.min(1, row.p / largest)).toFixed(2)}%`;
+      track.append(bar);
+    }
     track.setAttribute("aria-hidden", "true");
     const value = element("span", "value", view.draws && row.drawn ? `${percent(row.p)} (${row.drawn})` : percent(row.p));
     line.append(element("td", "rank", row.rank ? number(row.rank) : ""), name, element("td", "probability", track, value));
