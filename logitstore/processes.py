@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from logitstore.errors import InvalidInputError
@@ -46,7 +48,8 @@ def each(work: Callable[[Any, _Given], _Made], state: Any, given: Iterable[_Give
     waiting: deque[Future[Any]] = deque()
     try:
         for one in given:
-            waiting.append(pool.submit(_work, one))
+            with _uninterrupted():
+                waiting.append(pool.submit(_work, one))
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -55,21 +58,75 @@ def each(work: Callable[[Any, _Given], _Made], state: Any, given: Iterable[_Give
         raise InvalidInputError(
             f"a worker ended before its time, perhaps for want of memory ({error}); go on with fewer --workers"
         ) from error
+    except BaseException:
+        with _uninterrupted():
+            if os.name == "posix":  # elsewhere this would end a process while it sends, and leave us waiting
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _uninterrupted():
+            pool.shutdown(cancel_futures=True)
 
 
-_task: tuple[Callable[[Any, Any], Any], Any] | None = None
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C wait, and keeps it from processes that begin meanwhile: they inherit the mask."""
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    first = threading.current_thread() is threading.main_thread()  # the only one that Ctrl-C interrupts
+    came: list[int] = []
+    if masks:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if first:  # the signal may come to another thread, and would interrupt this one all the same
+        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        if first:
+            signal.signal(signal.SIGINT, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+class _Stopped(Exception):  # noqa: N818 - an order rather than an error
+    """What is under way in a worker is not wanted any more."""
+
+
+class _Worker:
+    """What a worker does, again and again, until it is told to stop."""
+
+    def __init__(self, work: Callable[[Any, Any], Any], state: Any) -> None:
+        self.work, self.state = work, state
+        self.busy = self.stopped = False
+        signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, _number: int, _frame: Any) -> None:
+        """Leave the work at once; but not while a result is being sent, whose rest would be waited for."""
+        self.stopped = True
+        if self.busy:
+            raise _Stopped
+
+    def __call__(self, one: Any) -> Any:
+        self.busy = True
+        try:
+            if self.stopped:
+                raise _Stopped
+            return self.work(self.state, one)
+        finally:
+            self.busy = False
+
+
+_worker: Callable[[Any], Any] | None = None
 
 
 def _begin(work: Callable[[Any, Any], Any], state: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
-    global _task  # noqa: PLW0603 - sent once to a worker, not with each thing: it may be large
-    _task = work, state
+    global _worker  # noqa: PLW0603 - sent once to a worker, not with each thing: it may be large
+    _worker = _Worker(work, state)
 
 
 def _work(one: Any) -> Any:
-    if _task is None:
+    if _worker is None:
         raise InvalidInputError("a worker was not told what to do")
-    work, state = _task
-    return work(state, one)
+    return _worker(one)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import unicodedata
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
 from logitstore.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 DOTTED_CIRCLE: Final = "\N{DOTTED CIRCLE}"
 
 _LABEL: Final = 64  # characters of a token: vocabularies hold runs of hundreds of spaces, and may hold anything
+_MARKS: Final = 8  # in a row: no script needs more, and hundreds would flood the lines above and below
 _CONTROLS: Final = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}
 _TURNING: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # bidi controls
 
@@ -38,13 +40,13 @@ def in_text(character: str) -> str:
 
 
 def readable(text: str, keep: str = "") -> str:
-    """Running text with control characters escaped.
+    """Running text with control characters escaped, and an ellipsis in place of marks that pile up on one letter.
 
     Args:
         text: any text.
         keep: control characters that stay, such as a line's end.
     """
-    return "".join(c if c in keep else in_text(c) for c in text)
+    return "".join(c if c in keep else in_text(c) for c in _unpiled(text))
 
 
 def shortened(text: str, limit: int) -> str:
@@ -60,14 +62,14 @@ def unknown(token: int) -> str:
 def label(tokenizer: Tokenizer | None, token: int) -> str:
     r"""One token by itself, as a candidate is shown: escaped, at most 64 characters.
 
-    Bytes that are part of a character come out as `\xf0\x9f`, and an accent without its letter on a dotted circle.
-    Without a tokenizer it is the id.
+    Bytes that are part of a character come out as `\xf0\x9f`, and an accent without its letter on a dotted circle;
+    an ellipsis stands for marks that pile up on one letter. Without a tokenizer it is the id.
     """
     piece = None if tokenizer is None else tokenizer.token_bytes(token)
     if piece is None:
         return str(token) if tokenizer is None else unknown(token)
-    text = visible(piece[: 4 * _LABEL + 4].decode(errors="backslashreplace"))
-    if text and unicodedata.combining(text[0]):
+    text = visible(_unpiled(piece[: 4 * _LABEL + 4].decode(errors="backslashreplace")))
+    if text and unicodedata.category(text[0]).startswith("M"):
         text = DOTTED_CIRCLE + text
     return shortened(text, _LABEL)
 
@@ -92,3 +94,14 @@ def running(tokenizer: Tokenizer | None, tokens: Iterable[int]) -> list[str]:
     if texts and (rest := decoder.decode(b"", final=True)):
         texts[-1] += rest
     return texts
+
+
+def _unpiled(text: str) -> str:
+    """Text with at most so many marks in a row that take no room, as accents do."""
+    if text.isascii():
+        return text
+    kept = []
+    for piling, run in groupby(text, lambda character: unicodedata.category(character) in {"Mn", "Me"}):
+        characters = "".join(run)
+        kept.append(characters[:_MARKS] + ELLIPSIS if piling and len(characters) > _MARKS else characters)
+    return "".join(kept)

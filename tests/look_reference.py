@@ -30,7 +30,10 @@ def entropy_of(logprobs, tail):
 
 def stats_of(dataset):
     """Lists of what each position says; entropy as stored where it is."""
-    found = {name: [] for name in ("entropy", "coverage", "tail", "count", "rank", "surprise", "floor", "mean_entropy")}
+    found = {
+        name: []
+        for name in ("entropy", "coverage", "tail", "count", "rank", "outside", "surprise", "floor", "mean_entropy")
+    }
     for sequence in dataset:
         own = []
         for t, ids, logprobs, tail in positions_of(sequence):
@@ -42,14 +45,13 @@ def stats_of(dataset):
             if t + 1 == len(sequence.tokens):
                 continue
             following = int(sequence.tokens[t + 1])
-            if following in ids:
-                at = ids.index(following)
-                found["rank"].append(at + 1)
-                found["surprise"].append(-float(logprobs[at]))
-                found["floor"].append(-float(logprobs[at]))
-                continue
-            found["rank"].append(0 if sequence.target_rank is None else int(sequence.target_rank[t]))
+            at = ids.index(following) if following in ids else None
+            rank = 0 if sequence.target_rank is None else int(sequence.target_rank[t])
+            found["rank"].append(rank or (0 if at is None else at + 1))
+            found["outside"].append(at is None)
             known = math.nan if sequence.target_logprob is None else float(sequence.target_logprob[t])
+            if math.isnan(known) and at is not None:
+                known = float(logprobs[at])
             if math.isnan(known):
                 bound = float(logprobs[-1])
                 found["floor"].append(-min(bound, tail) if math.isfinite(tail) else -bound)
@@ -62,7 +64,7 @@ def stats_of(dataset):
 
 
 def divergences(p, q):
-    """(KL(p ‖ q), KL(q ‖ p), JSD, JSD at most) of {id: probability} with the tail under -1: rests are one class."""
+    """(KL(p ‖ q), KL(q ‖ p), JSD, JSD at most, entropies) of {id: probability} with the tail under -1: rests are one class."""
     p = {token: value / math.fsum(p.values()) for token, value in p.items()}
     q = {token: value / math.fsum(q.values()) for token, value in q.items()}
     shared = [token for token in p if token in q and token >= 0]
@@ -71,7 +73,8 @@ def divergences(p, q):
     m = (a + b) / 2
     jsd = [(a[i] * math.log(a[i] / m[i]) + b[i] * math.log(b[i] / m[i])) / 2 for i in range(len(a))]
     at_most = math.fsum(jsd[:-1]) + m[-1] * math.log(2)
-    return (a * np.log(a / b)).sum(), (b * np.log(b / a)).sum(), math.fsum(jsd), at_most
+    entropies = [-(x * np.log(x)).sum() for x in (a, b)]
+    return (a * np.log(a / b)).sum(), (b * np.log(b / a)).sum(), math.fsum(jsd), at_most, *entropies
 
 
 def compared(a, b):
@@ -83,7 +86,7 @@ def compared(a, b):
         ids_b, logprobs_b, tail_b = others[t]
         p = dict(zip(ids, np.exp(logprobs).tolist(), strict=True)) | {-1: max(math.exp(tail), LEAST_TAIL)}
         q = dict(zip(ids_b, np.exp(logprobs_b).tolist(), strict=True)) | {-1: max(math.exp(tail_b), LEAST_TAIL)}
-        kl_ab, kl_ba, jsd, at_most = divergences(p, q)
+        kl_ab, kl_ba, jsd, at_most, entropy_a, entropy_b = divergences(p, q)
         both = set(ids) & set(ids_b)
         log_a, log_b = (dict(zip(i, v.tolist(), strict=True)) for i, v in ((ids, logprobs), (ids_b, logprobs_b)))
         yield {
@@ -98,8 +101,8 @@ def compared(a, b):
             "shared_b": math.fsum(q[i] for i in both) / math.fsum(q.values()),
             "identical": log_a == log_b,
             "moved": [abs(log_a[i] - log_b[i]) for i in both],
-            "entropy_a": entropy_of(logprobs, tail),
-            "entropy_b": entropy_of(logprobs_b, tail_b),
+            "entropy_a": entropy_a,
+            "entropy_b": entropy_b,
             "best_a": (ids[0], math.exp(logprobs[0])),
             "best_b": (ids_b[0], math.exp(logprobs_b[0])),
         }

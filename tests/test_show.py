@@ -12,6 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.cells import cell_len
 from rich.color import Color, ColorSystem
@@ -21,9 +22,10 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI
 import logitstore
 from logitstore.convert import convert
 from logitstore.look.show import TextNotFoundError, show
+from logitstore.look.words import SHADES, to_be_read
 from logitstore.tokenizer import Tokenizer
 from logitstore_cli.show import as_data, chosen, look_of
-from logitstore_cli.show_render import LEVELS, RAMP, RAMP_16, Look, bar, beginning, ending, isolated, level, lines
+from logitstore_cli.show_render import PART, RAMP, RAMP_16, Look, bar, beginning, ending, isolated, level, lines
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.filterwarnings("ignore::logitstore.LogitStoreWarning")]
@@ -104,7 +106,7 @@ def test_a_position_says_what_comes_after_its_token(tmp_path):
     assert (position.next.id, position.next.rank, position.next.is_candidate) == (1, 1, True)
     mass = np.array([0.4, 0.2, 0.1, 0.3])
     assert position.entropy == pytest.approx(-(mass * np.log(mass)).sum(), abs=0.02)
-    assert not position.entropy_is_stored
+    assert position.entropy_from == "candidates and tail"
 
 
 def test_what_is_not_listed_is_with_everything_else_but_for_the_next_token(tmp_path):
@@ -131,7 +133,8 @@ def test_the_most_uncertain_positions_are_chosen_in_the_order_of_the_text(tmp_pa
     dataset = written(tmp_path, [0, 1, 2, 3, 0, 1], entropy=[1, 5, 2, np.nan, 4, 0.5])
     shown = chosen(dataset)
     assert [position.position for position in shown.positions] == [1, 2, 4]
-    assert [piece.entropy_is_stored for piece in shown.tokens] == [True, True, True, False, True, True]
+    sources = ["stored", "stored", "stored", "candidates and tail", "stored", "stored"]
+    assert [piece.entropy_from for piece in shown.tokens] == sources
     text = "\n".join(plain(dataset, at=[1, 3]))
     assert "entropy 5.00 nats" in text
     assert "entropy at least 1.2" in text
@@ -141,7 +144,8 @@ def test_positions_by_number(tmp_path):
     dataset = written(tmp_path, [0, 1, 2])
     assert [position.position for position in chosen(dataset, at=[-1, 0, 2, 0]).positions] == [0, 2]
     for outside in (3, -4):
-        with pytest.raises(logitstore.RowIndexError, match=f"position {outside} of the sequence 's', which has 3"):
+        says = f"^there is no position {outside}: the sequence 's' has the positions 0 to 2$"
+        with pytest.raises(logitstore.RowIndexError, match=says):
             chosen(dataset, at=[outside])
 
 
@@ -162,6 +166,20 @@ def test_a_text_is_found_where_it_ends(tmp_path):
         chosen(dataset, find="")
 
 
+def test_case_and_kinds_of_white_space_make_no_difference_to_what_is_found(tmp_path):
+    pieces = {0: "Stra\u00dfe".encode(), 1: b"\n", 2: "\u0130 \u03a3".encode(), 3: b"x"}
+    dataset = written(tmp_path, [0, 1, 2, 3, 0, 2], pieces=pieces)
+    for text, positions in (
+        ("STRASSE", [0, 4]), ("stra\u00dfe\u00a0", [1]), ("e i\u0307", [2]), ("\u03c2X", [3]), ("\u03c3", [2, 5]),
+        ("s", [0, 4]), ("SX", []), ("e  ", []),
+    ):  # fmt: skip
+        if positions:
+            assert [p.position for p in chosen(dataset, find=text).positions] == positions, text
+        else:
+            with pytest.raises(TextNotFoundError):
+                chosen(dataset, find=text)
+
+
 def test_many_places_are_counted(tmp_path):
     dataset = written(tmp_path, [0] * 25)
     shown = chosen(dataset, find="one")
@@ -177,6 +195,84 @@ def test_the_text_of_a_prompt_stands_for_its_placeholder(demo):
     assert position.position == 0
     assert [c.text for c in position.candidates[:2]] == [" blue", " red"]
     assert position.next.text == " yellow"
+
+
+@pytest.mark.parametrize("pieces", [PIECES, None])
+def test_columns_of_users_need_no_prompt_among_them(tmp_path, pieces):
+    dataset = written(
+        tmp_path, [0, 1], pieces=pieces, settings={"columns": pa.schema({"domain": pa.string()})}, domain="law"
+    )
+    shown = chosen(dataset)
+    assert not shown.begins_with_placeholder
+    assert shown.tokens[0].text == ("one" if pieces else "0 ")
+
+
+def test_a_placeholder_is_told_by_the_data_not_by_its_text(tmp_path):
+    given = {"settings": {"columns": pa.schema({"prompt": pa.string()})}, "prompt": "before <id 40>"}
+    shown = chosen(dataset := written(tmp_path, [40, 0, 41], **given), at=[0, 2])
+    assert shown.begins_with_placeholder
+    assert [piece.text for piece in shown.tokens] == ["before <id 40>", "one", "<id 41>"]
+    text = plain(dataset, at=[0, 2])
+    assert any(line.startswith("  a placeholder for the prompt: 3 candidates") for line in text)
+    assert any(line.startswith("  token '<id 41>': 3 candidates") for line in text)
+
+
+def test_tokens_that_a_tokenizer_lacks_are_no_placeholders(tmp_path):
+    dataset = written(tmp_path, [40, 0], settings={"columns": pa.schema({"prompt": pa.string()})}, prompt="")
+    assert not chosen(dataset).begins_with_placeholder
+    assert any(line.startswith("  token '<id 40>'") for line in plain(dataset, at=[0]))
+
+
+def test_the_next_token_takes_nothing_from_draws_of_which_it_is_none(tmp_path):
+    ids, draws = np.tile(np.arange(10, 22), (2, 1)), np.tile([40, *[1] * 11], (2, 1))
+    dataset = written(tmp_path, [0, 1], ids=ids, draws=draws, target_logprob=np.log([0.5, np.nan]))
+    (first,) = chosen(dataset, at=[0]).positions
+    assert (first.draws, first.count, first.next.is_candidate) == (51, 12, False)
+    assert first.everything_else == pytest.approx(2 / 51)
+    assert re.search(r"\n +other candidates +3.92 %$", "\n".join(plain(dataset, at=[0])))
+
+
+def test_the_next_token_has_the_numbers_of_the_candidate_that_it_is(tmp_path):
+    ids, draws = np.tile(np.arange(10, 22), (2, 1)), np.tile([40, *[1] * 11], (2, 1))
+    known = {"target_logprob": np.log([0.5, np.nan]), "target_rank": [30, 0]}
+    shown = chosen(written(tmp_path, [0, 21], ids=ids, draws=draws, **known), at=[0])
+    assert (shown.tokens[0].next_rank, shown.tokens[0].next_logprob) == (30, pytest.approx(np.log(0.5)))
+    (first,) = shown.positions
+    assert (first.next.rank, first.next.probability) == (12, pytest.approx(1 / 51))
+    assert first.everything_else == pytest.approx(1 / 51)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("stored", ""), ("candidates and tail", "at least "), ("draws", "of the draws "),
+        ("candidates", "among the candidates "),
+    ],
+)  # fmt: skip
+def test_an_entropy_is_said_to_be_a_bound_only_where_it_is_one(tmp_path, source, said):
+    given = {
+        "stored": {"entropy": [1.5, 1.5]},
+        "candidates and tail": {},
+        "draws": {"ids": [[1, 5]] * 2, "draws": np.array([[30, 20]] * 2)},
+        "candidates": {"settings": {"normalised": "candidates"}},
+    }
+    dataset = written(tmp_path, [0, 1], **given[source])
+    shown = chosen(dataset, at=[0])
+    assert [piece.entropy_from for piece in shown.tokens] == [source] * 2
+    assert shown.positions[0].entropy_from == source
+    text = plain(dataset, Look(200, blocks=True, ramp=RAMP), at=[0])
+    assert re.search(rf", entropy {said}\d", "\n".join(text))
+    assert text[1].endswith("nats of uncertainty" + (f" ({said.strip()})" if said else ""))
+
+
+def test_bounds_beside_stored_entropies_are_told_apart(tmp_path):
+    dataset = written(tmp_path, [0, 1], entropy=[1, np.nan])
+    assert plain(dataset, Look(ramp=RAMP))[1].endswith("nats of uncertainty (where not stored: at least)")
+
+
+def test_entropies_are_not_below_zero(tmp_path):
+    dataset = written(tmp_path, [0, 1], ids=[[5]] * 2, draws=np.array([[7]] * 2))
+    assert "-0.00" not in "\n".join(plain(dataset))
 
 
 def test_sampled_distributions_say_how_many_draws(tmp_path):
@@ -199,7 +295,8 @@ def test_ratios_are_shares_of_the_candidates(tmp_path):
     dataset = written(tmp_path, [0, 1], settings={"normalised": "candidates"})
     (position,) = chosen(dataset, at=[0]).positions
     assert [c.probability for c in position.candidates] == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-    assert position.everything_else == pytest.approx(0, abs=1e-9)
+    assert position.everything_else == 0
+    assert "other candidates" not in "\n".join(plain(dataset, at=[0]))
     text = "\n".join(plain(dataset, at=[0], candidates=1))
     assert "only their ratios are known: percentages are shares of the candidates" in text
     assert re.search(r"other candidates +42.86 %", text)
@@ -224,13 +321,54 @@ def test_ragged_counts_and_positions_without_a_distribution(tmp_path):
     assert [p.position for p in chosen(dataset).positions] == [0, 2]
 
 
+@pytest.mark.parametrize(("following", "k", "left"), [(1, 3, 0), (1, 2, 0.25), (3, 3, 0), (3, 2, 0), (3, 1, 0.25)])
+def test_there_is_no_line_where_nothing_is_left(tmp_path, following, k, left):
+    dataset = written(
+        tmp_path, [0, following], ids=[[1, 2, 3]] * 2, logprobs=np.log([[0.5, 0.25, 0.25]] * 2),
+        settings={"normalised": "candidates"}, target_logprob=np.log([{1: 0.5, 3: 0.249}[following], np.nan]),
+    )  # fmt: skip
+    (position,) = chosen(dataset, at=[0], candidates=k).positions
+    assert position.everything_else == pytest.approx(left, abs=0 if left == 0 else 0.01)
+    assert ("other candidates" in "\n".join(plain(dataset, at=[0], candidates=k))) == (left > 0)
+
+
 @pytest.mark.parametrize("tokens", [[], [1]])
 def test_empty_and_shortest_sequences(tmp_path, tokens):
     dataset = written(tmp_path, tokens)
     assert len(chosen(dataset).positions) == len(tokens)
     assert plain(dataset)[0] == f"sequence 's' (row 0): {len(tokens)} token{'' if len(tokens) == 1 else 's'}"
-    with pytest.raises(logitstore.RowIndexError):
+    says = "the sequence 's' has the positions 0 to 0" if tokens else "the sequence 's' is empty"
+    with pytest.raises(logitstore.RowIndexError, match=f"there is no position {len(tokens)}: {says}$"):
         chosen(dataset, at=[len(tokens)])
+    assert len(plain(dataset, Look(ramp=RAMP))) > 1 or not tokens
+
+
+def test_a_dataset_without_sequences_says_so(tmp_path):
+    with logitstore.Writer(tmp_path / "d", teacher="t", logit_width=50):
+        pass
+    with pytest.raises(logitstore.RowIndexError, match=r"\b(no|0) sequences"):
+        chosen(logitstore.open(tmp_path / "d"))
+
+
+def test_impossible_numbers_are_not_shown(tmp_path):
+    dataset = written(tmp_path, [0, 1, 2])
+    sequence = to_be_read(dataset)[0]
+    forged = np.array(sequence.logprobs)
+    forged[[0, 5]] = 3, np.nan
+    sequence = type(sequence).of({**vars(sequence), "logprobs": forged})
+    shown = show(sequence, dataset.tokenizer())
+    assert [position.position for position in shown.positions] == [2]
+    shown = show(sequence, dataset.tokenizer(), at=[0, 1])
+    for position in shown.positions:
+        assert (position.impossible, position.count, position.candidates) == (True, 3, ())
+        assert (position.entropy, position.everything_else, position.next.probability) == (None, None, None)
+    text = [line.plain for line in lines(shown, Look())]
+    assert text.count("  token 'one': its numbers are impossible: see logitstore validate --deep") == 1
+    assert sum(re.fullmatch(r"  \?  ' two' +<- next", line) is not None for line in text) == 1
+    assert not any("%" in line for line in text)
+    forged[8] = np.inf
+    assert [position.position for position in show(sequence, None).positions] == [0, 1, 2]
+    assert json.loads(json.dumps(as_data(shown), allow_nan=False))["positions"][0]["impossible"]
 
 
 def test_columns_are_not_looked_at_beyond_those_needed(write):
@@ -284,14 +422,37 @@ def test_partial_characters_can_be_seen_where_there_are_shades(tmp_path):
     assert plain(dataset)[2] == "\ufffd\ufffd\U0001f600"
 
 
+def test_tokens_without_width_can_be_seen(tmp_path):
+    pieces = {
+        0: b"e",
+        1: "\u0301".encode(),
+        2: "\u200b".encode(),
+        3: "\u00ad".encode(),
+        4: "\u200d".encode(),
+        5: b"x\xe2",
+    }
+    dataset = written(tmp_path, [0, 1, 2, 3, 4, 0], k=6, pieces=pieces)
+    assert plain(dataset, Look(blocks=True))[2] == f"e\u0301{PART * 3}e"
+    assert plain(dataset)[2] == "e\u0301\u200b\u00ad\u200de"
+    text = "\n".join(plain(dataset, at=[0]))
+    for label in ("\u25cc\u0301", "\\u200b", "\\xad", "\\u200d"):
+        assert f"'{label}'" in text
+
+
+def test_marks_do_not_pile_up(tmp_path):
+    dataset = written(tmp_path, [0, 1, 0], pieces={0: ("a" + "\u0301" * 300).encode(), 1: b"b"})
+    for look in (Look(), Look(blocks=True, ramp=RAMP)):
+        assert max(map(len, re.findall("\u0301+", "\n".join(plain(dataset, look, at=[0, 1]))))) == 8
+
+
 def test_shades_follow_the_entropy(tmp_path):
-    dataset = written(tmp_path, [0, 1, 0], entropy=[0.1, 9, 2.5])
+    dataset = written(tmp_path, [0, 1, 0], entropy=[0.1, 9, 1.6])
     text = list(lines(chosen(dataset, at=[1]), Look(80, blocks=True, ramp=RAMP)))[3]
     assert [text.plain[span.start : span.end] for span in text.spans] == ["one", " two", "one"]
     shades = [span.style.bgcolor for span in text.spans]
     assert shades == [RAMP[0].bgcolor, RAMP[-1].bgcolor, RAMP[3].bgcolor]
     assert [span.style.underline for span in text.spans] == [None, True, None]
-    assert [level(entropy) for entropy in (0, *LEVELS, 99)] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert [level(entropy) for entropy in (0, *SHADES, 99)] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
 
 
 def luminance(color, theme):
@@ -304,7 +465,7 @@ def luminance(color, theme):
     ("ramp", "system"), [(RAMP, ColorSystem.TRUECOLOR), (RAMP, ColorSystem.EIGHT_BIT), (RAMP_16, ColorSystem.STANDARD)]
 )
 def test_shades_can_be_read_and_told_apart(ramp, system, theme):
-    assert len(ramp) == len(LEVELS) + 1
+    assert len(ramp) == len(SHADES) + 1
     assert len({style.bgcolor.downgrade(system) for style in ramp}) == len(ramp)
     for style in ramp:
         both = sorted(luminance(color.downgrade(system), theme) for color in (style.color, style.bgcolor))
@@ -365,7 +526,7 @@ def test_a_pipe_gets_plain_text(demo):
 def test_json_says_everything(demo):
     content = json.loads(run(demo, "--row", -11, "--at", -1, "--at", 3, "--json")[0])
     assert (content["id"], content["row"], len(content["tokens"])) == ("1", 1, 49)
-    assert set(content["tokens"][0]) == {"id", "text", "entropy", "entropy_is_stored", "next_rank", "next_logprob"}
+    assert set(content["tokens"][0]) == {"id", "text", "entropy", "entropy_from", "next_rank", "next_logprob"}
     assert content["tokens"][-1]["entropy"] is None
     assert [position["position"] for position in content["positions"]] == [3, 48]
     first = content["positions"][0]
@@ -393,8 +554,8 @@ def test_data_of_what_is_shown_is_finite(tmp_path):
 def test_errors_and_usage(demo):
     for arguments, says in (
         (["--find", "no such text"], "the text 'no such text' is not in the sequence '0'"),
-        (["--at", 49], "position 49 of the sequence '0', which has 49"),
-        (["--row", 12], "row 12 of a dataset of 12 sequences"),
+        (["--at", 49], "there is no position 49: the sequence '0' has the positions 0 to 48"),
+        (["--row", 12], "row 12"),
         (["--id", "nobody"], "no sequence has the id 'nobody'"),
     ):
         out, err = run(demo, *arguments, status=1)
@@ -435,7 +596,7 @@ def test_a_terminal_gets_shades_and_blocks_and_no_other_control(tmp_path):
     text = in_terminal(dataset.path, "--at", 0)
     assert "48;5;" in text
     assert "█" in text
-    assert "nats of uncertainty about the next token (at least)" in text
+    assert "nats of uncertainty (at least)" in text
     assert "\x1b" not in PRINTED.sub("", text)
     assert max(cell_len(line) for line in PRINTED.sub("", text).splitlines()) <= 80
     assert "48;2;" in in_terminal(dataset.path, COLORTERM="truecolor")

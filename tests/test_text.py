@@ -73,6 +73,23 @@ def test_accents_stand_on_a_circle_alone_and_on_their_letter_in_text():
     assert readable("\U0001f468\u200d\U0001f469\ufe0f\u00a0") == "\U0001f468\u200d\U0001f469\ufe0f\u00a0"
 
 
+def test_marks_without_their_letter_stand_on_a_circle_whatever_their_class():
+    marks = ["\u0301", "\ufe0f", "\u20dd", "\u0903", "\u093e"]
+    tokenizer = tokenizer_of(*(mark.encode() for mark in marks))
+    assert [label(tokenizer, token) for token in range(5)] == ["\u25cc" + mark for mark in marks]
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\ufe0f", "\u20dd"])
+def test_marks_do_not_pile_up(mark):
+    tokenizer = tokenizer_of(*(("a" + mark * count + "b").encode() for count in (8, 9, 50, 300)))
+    whole, *cut = [label(tokenizer, token) for token in range(3)]
+    assert whole == readable(whole) == f"a{mark * 8}b"
+    assert cut == [f"a{mark * 8}{ELLIPSIS}b"] * 2
+    assert label(tokenizer, 3).startswith(f"a{mark * 8}{ELLIPSIS}")
+    assert len(label(tokenizer, 3)) < 20
+    assert readable(f"\n{mark * 9}x{mark * 300}", keep="\n") == f"\n{mark * 8}{ELLIPSIS}x{mark * 8}{ELLIPSIS}"
+
+
 def test_unknown_ids_end_what_was_begun():
     tokenizer = tokenizer_of(b"a\xf0", b"\x9f")
     assert label(tokenizer, 7) == unknown(7) == "<id 7>"

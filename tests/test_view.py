@@ -16,7 +16,6 @@ import threading
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -35,9 +34,12 @@ from logitstore.errors import (
     SequenceNotFoundError,
 )
 from logitstore.look import page as module
-from logitstore.look.measures import measure
-from logitstore.look.page import collect, json_in_html, name_of, page, page_html, policy, sequence_data
+from logitstore.look.measures import everything_else, measure
+from logitstore.look.page import collect, json_in_html, name_of, page, page_html, policy
+from logitstore.look.page_data import Tokens, sequence_data
 from logitstore.look.serve import Server, serve
+from logitstore.look.words import SHADES
+from logitstore.shard.sequence import Sequence
 from logitstore.text import readable, running
 from logitstore.tokenizer import Tokenizer
 from logitstore_cli.view import RowsType, command
@@ -86,7 +88,7 @@ def none_for_nan(values):
 
 
 def spelled(view, table):
-    texts = [table["labels"][place] + view["after"] for place in view["tokens"]]
+    texts = [table["labels"][view["spelled"]][place] + view["after"] for place in view["tokens"]]
     for at, text in zip(view["at"], view["text"], strict=True):
         texts[at] = text
     return texts
@@ -116,17 +118,16 @@ def test_the_data_is_what_the_measures_say(write, k):
         assert view["entropy"] == none_for_nan(measures.entropy)
         assert each(view["exact"], length) == measures.entropy_is_stored.tolist()
         assert view["rank"] == [0, *measures.target_rank.tolist()[:-1]]
+        assert each(view["place"], length) == [-1, *measures.target_place.tolist()[:-1]]
         assert view["surprise"] == [None, *none_for_nan(-measures.target_logprob[:-1])]
         assert view["before"] is False
-        shown = [measures.probabilities[a : min(a + k, b)].sum() for a, b in pairwise(sequence.offsets.tolist())]
-        assert view["rest"] == none_for_nan(measures.coverage - np.array(shown) + measures.tail)
-        assert "more" not in view
-        assert view["kind"] == "vocabulary"
+        assert view["rest"] == none_for_nan(everything_else(sequence, measures, k))
+        assert (view["kind"], view["entropy_from"], view["impossible"]) == ("vocabulary", "candidates and tail", [])
 
 
-def test_probabilities_have_five_digits(write):
-    view, _ = only(logitstore.open(write()))
-    assert max(len(f"{p:.12g}".replace(".", "").lstrip("0").partition("e")[0]) for p in view["probabilities"]) <= 5
+def test_numbers_are_rounded_for_display_only(tmp_path, quiet):
+    dataset = logitstore.open(one(tmp_path / "d", [1, 2], [[4], [5]], np.log([[0.242499], [0.5]]), values="float32"))
+    assert only(dataset)[0]["probabilities"][0] == pytest.approx(0.242499, rel=1e-7)
 
 
 def test_positions_without_distribution(tmp_path, quiet):
@@ -135,7 +136,7 @@ def test_positions_without_distribution(tmp_path, quiet):
     view, table = only(logitstore.open(tmp_path / "d"))
     assert view["count"] == [0, 2, 0, 1]
     assert view["entropy"][0] is view["entropy"][2] is None
-    assert [table["labels"][place] for place in view["candidates"]] == ["5", "6", "7"]
+    assert [table["labels"][0][place] for place in view["candidates"]] == ["5", "6", "7"]
     assert spelled(view, table) == ["1 ", "2 ", "3 ", "4 "]
 
 
@@ -144,15 +145,79 @@ def test_draws_and_ratios_have_no_tail(tmp_path, quiet):
         writer.add_draws([1, 2, 3], [[4, 9, 2], [7, 1, 1], [0, 0, 0]], [[10, 30, 10], [50, 0, 0], [0, 0, 0]], 50)
     view, _ = only(logitstore.open(tmp_path / "draws"), candidates=1)
     assert (view["kind"], view["draws"], view["count"]) == ("draws", [50, 50, 0], [3, 1, 0])
-    assert view["probabilities"] == [0.6, 1.0]
-    assert view["rest"] == [None] * 3
-    assert view["more"] == [0.4, 0, 0]
+    assert view["probabilities"] == pytest.approx([0.6, 1.0])
+    assert view["rest"] == [pytest.approx(0.2), None, None]
+    assert view["entropy_from"] == "draws"
     with logitstore.Writer(tmp_path / "ratios", normalised="candidates") as writer:
         writer.add([1, 2], [[4, 9], [7, 1]], np.log([[0.6, 0.2], [0.4, 0.1]], dtype=np.float32))
     view, _ = only(logitstore.open(tmp_path / "ratios"), candidates=1)
     assert view["kind"] == "candidates"
     assert view["probabilities"] == pytest.approx([0.75, 0.8], abs=0.01)
-    assert view["rest"] == [None, None]
+    assert view["rest"] == pytest.approx([0.25, 0.2], abs=0.01)
+
+
+def test_a_stored_target_that_is_no_candidate_is_not_part_of_the_rest(tmp_path, quiet):
+    with logitstore.Writer(tmp_path / "draws") as writer:
+        writer.add_draws(
+            [1, 2, 3], [[4, 9, 7], [7, 1, 5], [4, 5, 6]], [[30, 10, 10]] * 3, 50,
+            target_logprob=np.log([0.3, 0.1, np.nan]), target_rank=[2, 3, 0],
+        )  # fmt: skip
+    view, _ = only(logitstore.open(tmp_path / "draws"), candidates=1)
+    assert view["place"] == -1 or set(view["place"]) == {-1}
+    assert view["rest"] == pytest.approx([0.4, 0.4, 0.4])
+    assert view["told"] == [False, True, True]
+
+
+def one(path, tokens, ids, logprobs, tokenizer=None, columns=None, name="a", **settings):
+    """A dataset of one sequence."""
+    with logitstore.Writer(path, tokenizer=tokenizer, teacher="t", **settings) as writer:
+        writer.add(tokens, ids, np.asarray(logprobs, np.float32), id=name, **(columns or {}))
+    return path
+
+
+def test_columns_of_users_and_no_prompt(tmp_path, quiet):
+    path = one(tmp_path / "d", [1, 2], [[4], [5]], np.log([[0.5], [0.5]]), columns={"note": "x"})
+    assert collect(logitstore.open(path)).data["sequences"][0]["id"] == "a"
+
+
+def test_impossible_numbers_are_said_to_be(tmp_path, quiet):
+    dataset = logitstore.open(one(tmp_path / "d", [1, 2, 3], [[4], [5], [6]], np.log([[0.5]] * 3)))
+    forged = {"logprobs": np.array([-0.7, 3, -0.7], np.float32)}
+    sequence = Sequence.of(vars(dataset[0]) | forged)
+    tokens = Tokens((None,))
+    view = sequence_data(sequence, tokens, 0, 4, slice(0, 3))
+    assert view["impossible"] == [1]
+    assert view["entropy"][1] is None
+    assert view["surprise"][2] is None
+    part = sequence_data(sequence, tokens, 0, 4, slice(2, 3))
+    assert (part["impossible"], part["before"]) == ([-1], False)
+
+
+def test_labels_are_those_of_each_datasets_own_tokenizer(tmp_path, quiet, monkeypatch):
+    numbers = np.log([[0.5], [0.5]])
+    pieces = {i: b" a%d" % i for i in range(9)}
+    others = {i: b" b%d" % i for i in range(9)}
+    first, same, plain = (
+        logitstore.open(one(tmp_path / name, [1, 2], [[4], [5]], numbers, tokenizer, logit_width=9))
+        for name, tokenizer in (
+            ("first", Tokenizer.from_pieces(pieces)), ("same", Tokenizer.from_pieces(pieces)), ("plain", None),
+        )
+    )  # fmt: skip
+    partial = logitstore.open(
+        one(tmp_path / "partial", [1, 2], [[4], [5]], numbers, Tokenizer.from_pieces(others), logit_width=9)
+    )
+    for a, b in ((first, plain), (plain, first)):
+        data = collect(a, other=b).data
+        assert len(data["tokens"]["labels"]) == 1
+        assert [spelled(view, data["tokens"]) for view in data["sequences"][0]["views"]] == [[" a1", " a2"]] * 2
+        assert "could not be checked" in data["notes"][0]
+    data = collect(first, other=partial).data
+    texts = [spelled(view, data["tokens"]) for view in data["sequences"][0]["views"]]
+    assert texts == [[" a1", " a2"], [" b1", " b2"]]
+    assert "could not be checked" in data["notes"][0]
+    monkeypatch.setattr(module, "check_tokenizers", lambda a, b: True)
+    data = collect(first, other=same).data
+    assert (len(data["tokens"]["labels"]), data["notes"]) == (1, [])
 
 
 def test_a_window_is_a_part_of_the_whole(write):
@@ -160,14 +225,38 @@ def test_a_window_is_a_part_of_the_whole(write):
     viewed = module.Viewed(dataset)
     sequence = viewed.split(None)[0]
     tokens = viewed.tokens()
-    whole = sequence_data(sequence, tokens, None, 4, slice(0, 30))
-    part = sequence_data(sequence, tokens, None, 4, slice(10, 20))
-    for name in ("tokens", "entropy", "rank", "surprise", "rest"):
+    whole = sequence_data(sequence, tokens, 0, 4, slice(0, 30))
+    part = sequence_data(sequence, tokens, 0, 4, slice(10, 20))
+    for name in ("tokens", "entropy", "rest"):
         assert part[name] == whole[name][10:20]
+    for name in ("rank", "surprise", "place"):  # and of the token that follows
+        assert each(part[name], 11) == each(whole[name], 30)[10:21]
+    assert part["next"] == whole["tokens"][20]
+    assert "next" not in whole
     for name in ("candidates", "probabilities"):
         assert part[name] == whole[name][40:80]
     assert part["before"] is True
     assert viewed.sequence(sequence, 0, tokens, 10, 10)["positions"] == 30
+
+
+def test_a_character_over_the_edge_of_parts_comes_out_whole(tmp_path, quiet):
+    pieces = {i: bytes([byte]) for i, byte in enumerate("\N{GRINNING FACE}a".encode())}
+    tokens = [4, 0, 1, 2, 3, 4]
+    path = one(
+        tmp_path / "d",
+        tokens,
+        np.array([[1, 2]] * 6),
+        np.log([[0.5, 0.25]] * 6),
+        Tokenizer.from_pieces(pieces),
+        logit_width=9,
+    )
+    viewed = module.Viewed(logitstore.open(path))
+    table = viewed.tokens()
+    texts = []
+    for start in (0, 3):
+        part = viewed.sequence(viewed.split(None)[0], 0, table, start, 3)["views"][0]
+        texts.append("".join(spelled(part, table.as_data())))
+    assert texts == ["a", "\N{GRINNING FACE}a"]
 
 
 def test_texts_are_readable_and_joined_give_the_whole(hostile):
@@ -190,7 +279,7 @@ def test_a_prompt_stands_where_its_placeholder_does(tmp_path, quiet):
     view, table = only(dataset)
     assert view["prompt"] is True
     assert "".join(spelled(view, table)).startswith("<bos>My favorite color is yellow.\n\nI love")
-    best = [table["labels"][place] for place in view["candidates"][:3]]
+    best = [table["labels"][0][place] for place in view["candidates"][:3]]
     assert best == [" blue", " red", " the"]
 
 
@@ -202,10 +291,12 @@ def test_which_rows(write, hostile):
     assert rows(ids=["5", "6"]) == [5, 6]
     assert rows(rows=[6], ids=["5", "6"]) == [6, 5]
     assert collect(dataset[:0]).data["sequences"] == []
-    with pytest.raises(RowIndexError, match="row 9 of a dataset of 9"):
+    with pytest.raises(RowIndexError, match="no row 9: the rows are 0 to 8"):
         rows(rows=[9])
     with pytest.raises(RowIndexError):
         rows(rows=[-1])
+    with pytest.raises(RowIndexError, match="there are no sequences"):
+        collect(dataset[:0], rows=[0])
     with pytest.raises(SequenceNotFoundError, match="nobody"):
         rows(ids=["nobody"])
     for wrong in ({"candidates": 0}, {"positions": 0}):
@@ -296,7 +387,7 @@ class Elements(HTMLParser):
 
 def test_nothing_of_a_dataset_becomes_markup(hostile):
     text = page(hostile)
-    plain = Elements(page_html({**collect(hostile).data, "sequences": [], "tokens": {"ids": [], "labels": []}}))
+    plain = Elements(page_html({**collect(hostile).data, "sequences": [], "tokens": {"ids": [], "labels": [[]]}}))
     elements = Elements(text)
     assert elements.found == plain.found
     style, data, script = elements.inside
@@ -345,6 +436,21 @@ def test_no_path_of_this_machine_is_in_the_page(tmp_path, write, monkeypatch):
 )  # fmt: skip
 def test_names_of_remote_datasets(path, name):
     assert name_of(SimpleNamespace(path=path)) == name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_name_that_is_no_utf_8(write):
+    path = write()
+    named = path.with_name(os.fsdecode(b"caf\xe9"))
+    path.rename(named)
+    name = name_of(logitstore.open(named))
+    assert name == "caf\N{REPLACEMENT CHARACTER}"
+    assert json.loads(json_in_html({"name": name})) == {"name": name}
+
+
+def test_shades_are_those_of_show(write):
+    assert tuple(collect(logitstore.open(write())).data["shades"]) == SHADES
+    assert ", ".join(f"{shade:g}" for shade in SHADES) not in (ASSETS / "model.js").read_text(encoding="utf-8")
 
 
 def test_names_are_escaped(write):
@@ -472,7 +578,7 @@ def test_only_get_and_head(hostile, method):
         ("/logitstore.json", 404, "nothing"), ("/data/train/train-00000.arrow", 404, "nothing"), ("/../hostile/logitstore.json", 404, "nothing"),
         ("/%2e%2e/", 404, "nothing"), ("/api", 404, "nothing"), ("/api/sequence", 400, "row"), ("/api/sequence?row=-1", 400, "row"),
         ("/api/sequence?row=1e3", 400, "row"), ("/api/sequence?row=\u0663", 400, "row"), ("/api/sequence?row=9999999999999999", 400, "row"),
-        ("/api/sequence?row=3", 404, "row 3"), ("/api/sequence?row=0&start=x", 400, "start"), ("/api/sequence?row=0&start=99", 404, "position 99"),
+        ("/api/sequence?row=3", 404, "row 3: the rows are 0 to 2"), ("/api/sequence?row=0&start=x", 400, "start"),
         ("/api/rows?start=x", 400, "start"), ("/api/rows?limit=", 400, "limit"), ("/api/rows?split=nope", 400, "nope"),
         ("/api/row", 400, "id"), ("/api/row?id=nobody", 404, "nobody"), ("/api/row?id=%ff", 400, "parameters"), ("/api/rows?" + "a=1&" * 20, 400, "parameters"),
     ],
@@ -514,6 +620,14 @@ def test_a_long_sequence_is_sent_in_parts(write):
         parts = [ask_json(server, f"/api/sequence?row=0&start={start}")["sequence"] for start in (0, 12, 24)]
         assert [len(each["views"][0]["tokens"]) for each in parts] == [12, 12, 6]
         assert {each["positions"] for each in parts} == {30}
+        assert ask_json(server, "/api/sequence?row=0&start=99")["sequence"]["start"] == 24  # beyond the end
+
+
+def test_an_address_that_is_none(hostile, capfd):
+    with serving(hostile) as server, socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as client:
+        client.sendall(b"GET http://[/ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_damage_is_an_answer_and_the_rest_goes_on(write):

@@ -391,24 +391,26 @@ def test_a_token_outside_the_candidates_has_the_strongest_shade(visit, tmp_path)
     assert "outside the candidates" in tab.inner_text(".facts")
 
 
+CONTRAST = """() => {
+  const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const light = (color) => {
+    context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const worst = [];
+  const backdrop = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$|transparent/.test(c)) return c; } };
+  for (const e of document.querySelectorAll("body *")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) || e.closest("dialog, script, style, noscript, svg, :disabled")) continue;
+    const r = ratio(getComputedStyle(e).color, backdrop(e));
+    if (r < 4.5) worst.push([e.tagName, e.className, e.textContent.slice(0, 20), r]);
+  }
+  return worst;
+}"""
+
+
 def test_text_is_legible_on_every_shade(visit, hostile):
-    contrast = """() => {
-      const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-      const light = (color) => {
-        context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
-        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
-      const worst = [];
-      const backdrop = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$|transparent/.test(c)) return c; } };
-      for (const e of document.querySelectorAll("body *")) {
-        if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) || e.closest("dialog, script, style, noscript, svg, :disabled")) continue;
-        const r = ratio(getComputedStyle(e).color, backdrop(e));
-        if (r < 4.5) worst.push([e.tagName, e.className, e.textContent.slice(0, 20), r]);
-      }
-      return worst;
-    }"""
     for scheme in ("light", "dark"):
         tab = visit(hostile, color_scheme=scheme)
         for mode in ("Entropy", "Surprise"):
@@ -418,9 +420,9 @@ def test_text_is_legible_on_every_shade(visit, hostile):
                     "n => document.querySelectorAll('#text-0 .t').forEach((t) => { t.className = `t e${n} s${n}`; })",
                     level,
                 )
-                assert tab.evaluate(contrast) == [], (scheme, mode, level)
+                assert tab.evaluate(CONTRAST) == [], (scheme, mode, level)
         tab.fill("#query", "plain")
-        assert tab.evaluate(contrast) == []
+        assert tab.evaluate(CONTRAST) == []
 
 
 def test_themes(visit, demo):
@@ -507,7 +509,7 @@ def test_the_address_says_where_to_begin(visit, pair):
     tab.focus("#text-0")
     press(tab, "ArrowRight")
     until(lambda: tab.evaluate("location.hash") == "#row=2&position=18")
-    for fragment in ("#row=99", "#row=0&position=99999", "#row=x&position=-1", "#\u2028%%"):
+    for fragment in ("#row=x&position=-1", "#\u2028%%"):
         assert visit(pair[0], fragment=fragment).locator("#text-0 .selected").count() == 1
 
 
@@ -556,6 +558,9 @@ def test_served_in_parts_and_with_damage(visit, serving, tmp_path):
         until(lambda row=row: tab.inner_text("#current").split("\n")[0] == f"row {row}")
     tab.wait_for_selector("#notice .problem")
     assert "chunk" in tab.inner_text("#notice")
+    assert tab.inner_text("#chart-value") == ""
+    assert tab.get_attribute("#text-0", "aria-activedescendant") is None
+    assert tab.evaluate("location.hash") == f"#row={bad}"
     assert tab.locator("#text-0 [role=option]").count() == 0
     press(tab, "ArrowRight", "u", "/", "a", "Escape")
     tab.get_by_label("Surprise").check(force=True)
@@ -610,3 +615,270 @@ def test_pictures(visit, demo, pair, hostile, tmp_path, size, scheme):
         assert tab.evaluate("document.documentElement.scrollHeight") <= size[1]
         inside = "([pane]) => pane.getBoundingClientRect().height"
         assert tab.eval_on_selector_all("#text-0", inside) > 60
+
+
+def is_in_sight(tab, pane=0):
+    """Whether the selected token is inside its pane and the window."""
+    return tab.evaluate(
+        """(pane) => {
+          const place = document.getElementById(`text-${pane}`);
+          const box = place.querySelector(".selected").getClientRects()[0];
+          const around = place.getBoundingClientRect();
+          return box.top >= Math.max(0, around.top) - 1 && box.bottom <= Math.min(innerHeight, around.bottom) + 1;
+        }""",
+        pane,
+    )
+
+
+SIZES = [(1280, 900), (1366, 657), (1280, 650), (390, 844), (320, 640)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_selected_token_is_always_in_sight(visit, pair, size):
+    for options in ({}, {"other": pair[1]}):
+        tab = visit(pair[0], size=size, fragment="#row=0&position=290", **options)
+        panes = range(1 + len(options))
+        seen = lambda: until(lambda: all(is_in_sight(tab, pane) for pane in panes))  # noqa: B023, E731
+        seen()
+        assert all(tab.locator(f"#text-{pane}").bounding_box()["height"] >= 90 for pane in panes)
+        tab.focus("#text-0")
+        for keys in (("Home",), ("PageDown",), ("End",), ("ArrowUp",) * 4, ("u",), ("u",)):
+            press(tab, *keys)
+            seen()
+        tab.fill("#query", "word7")
+        seen()
+        tab.evaluate("location.hash = '#row=1&position=250'")
+        until(lambda: tab.inner_text("#current .row") == "row 1")  # noqa: B023
+        seen()
+        tab.set_viewport_size({"width": size[0] - 20, "height": size[1] - 20})
+        seen()
+        folder = os.environ.get("LOGITSTORE_SCREENSHOTS")
+        if folder:
+            tab.screenshot(path=Path(folder) / f"sight-{len(panes)}-{size[0]}x{size[1]}.png")
+
+
+def one(path, tokens, ids, probabilities, **settings):
+    """A dataset of one sequence, `a`; the tokenizer knows ids below 10."""
+    tokenizer = Tokenizer.from_pieces({i: b" w%d" % i for i in range(10)})
+    columns = settings.pop("columns", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", logitstore.LogitStoreWarning)
+        with logitstore.Writer(path, tokenizer=tokenizer, logit_width=10, teacher="t", **settings) as writer:
+            writer.add(tokens, ids, np.log(probabilities).astype(np.float32), id="a", **columns)
+    return logitstore.open(path)
+
+
+def drawn(path, **columns):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", logitstore.LogitStoreWarning)
+        tokenizer = Tokenizer.from_pieces({i: b" w%d" % i for i in range(10)})
+        with logitstore.Writer(path, tokenizer=tokenizer, logit_width=10, teacher="t") as writer:
+            writer.add_draws([1, 2, 3], [[4, 9, 7], [7, 1, 5], [4, 5, 6]], [[30, 10, 10]] * 3, 50, id="a", **columns)
+    return logitstore.open(path)
+
+
+def test_a_stored_target_that_is_no_candidate(visit, tmp_path):
+    stored = {"target_logprob": np.log([0.3, 0.1, np.nan]), "target_rank": [2, 3, 0]}
+    tab = visit(drawn(tmp_path / "d", **stored), candidates=1)
+    assert rows(tab)[0] == ("␣w4", "60.0 % (30 of 50)")
+    assert rows(tab)[1][0].split() == ["␣w2", "comes", "next"]
+    assert rows(tab)[1][1] == "30.0 %"
+    assert rows(tab)[2] == ("2 more candidates", "40.0 %")
+    assert tab.locator(".rank").all_inner_texts() == ["1", "", ""]
+    assert "not among the 3 candidates; its rank is 2" in tab.inner_text("#panel")
+
+
+def test_entropies_say_what_they_are_of(visit, tmp_path):
+    tokens, ids, p = [1, 2, 3], [[4, 9]] * 3, [[0.6, 0.2]] * 3
+    bound = one(tmp_path / "bound", tokens, ids, p)
+    partly = one(tmp_path / "partly", tokens, ids, p, columns={"entropy": [1.5, np.nan, np.nan]})
+    exact = one(tmp_path / "exact", tokens, ids, p, columns={"entropy": [1.5] * 3})
+    ratios = one(tmp_path / "ratios", tokens, ids, p, normalised="candidates")
+    draws = drawn(tmp_path / "draws")
+    for dataset, title, meaning, panel in (
+        (bound, "(nats, at least)", "Shown: at least.", "entropy at least "),
+        (partly, "(nats, at least where not stored)", "Shown: at least where not stored.", "entropy 1.50 nats"),
+        (exact, "(nats)", "in nats.", "entropy 1.50 nats"),
+        (ratios, "(nats, among the candidates)", "Shown: among the candidates.", "entropy among the candidates "),
+        (draws, "(nats, of the draws)", "Shown: of the draws.", "entropy of the draws "),
+    ):
+        tab = visit(dataset)
+        assert tab.inner_text("#chart-title") == f"Entropy along the sequence {title}"
+        assert tab.inner_text("#meaning").endswith(meaning)
+        assert panel in tab.inner_text(".facts")
+        assert title in tab.get_attribute("#chart svg", "aria-label")
+        tab.get_by_label("Surprise").check(force=True)
+        assert tab.inner_text("#chart-title") == "Surprise along the sequence (nats)"
+    tab = visit(exact, other=draws, size=(320, 640))
+    assert tab.inner_text("#chart-title") == "Entropy (nats, exact / of the draws)"
+    tab = visit(bound, other=draws)
+    assert tab.inner_text("#chart-legend").split("\n") == ["bound at least", "draws of the draws"]
+    assert tab.inner_text("#meaning").endswith("bound: at least. draws: of the draws.")
+    assert tab.inner_text("#notice") == "It could not be checked that both have the same vocabulary."
+
+
+def test_impossible_numbers(visit, tmp_path, monkeypatch):
+    from logitstore.look import page_data
+
+    dataset = one(tmp_path / "d", [1, 2, 3], [[4, 9]] * 3, [[0.6, 0.2]] * 3)
+    real = page_data.measure
+
+    def measure(sequence):
+        logprobs = sequence.logprobs.copy()
+        logprobs[2] = 5
+        return real(type(sequence).of(vars(sequence) | {"logprobs": logprobs}))
+
+    monkeypatch.setattr(page_data, "measure", measure)
+    tab = visit(dataset)
+    tab.click("#text-0-1")
+    assert "its numbers are impossible: see `logitstore validate --deep`" in tab.inner_text(".facts")
+    assert tab.locator("#panel table").count() == 0
+    assert " %" in tab.inner_text(".facts") or "outside" in tab.inner_text(".facts")
+    tab.click("#text-0-2")
+    assert "the numbers before it are impossible" in tab.inner_text(".facts")
+    assert tab.locator("#panel table").count() == 1
+
+
+def test_percentages_are_rounded_once(visit, tmp_path):
+    tab = visit(one(tmp_path / "d", [1, 2], [[4], [5]], [[0.242499], [0.5]], values="float32"))
+    assert rows(tab)[0] == ("␣w4", "24.2 %")
+
+
+def test_the_address_follows_and_leads(visit, pair):
+    tab = visit(pair[0])
+    press(tab, "]")
+    until(lambda: tab.evaluate("location.hash") == "#row=1&position=0")
+    assert tab.get_attribute("#current", "aria-label") == "Choose a sequence; row 1, id s1"
+    until(lambda: tab.text_content("#said").startswith("Sequence in row 1, id s1, 300 positions. "))
+    tab.click("#next")
+    until(lambda: tab.evaluate("location.hash") == "#row=2&position=0")
+    tab.evaluate("location.hash = '#row=3&position=77'")
+    until(lambda: tab.inner_text("#current .row") == "row 3")
+    assert selected(tab) == 77
+    tab.evaluate("location.hash = '#row=77'")
+    until(lambda: tab.inner_text("#notice") == "Row 77 is not on this page.")
+    assert (tab.inner_text("#current .row"), selected(tab)) == ("row 3", 77)
+    press(tab, "[")
+    until(lambda: tab.inner_text("#notice") == "")
+    tab = visit(pair[0], fragment="#row=77")
+    assert tab.inner_text("#notice") == "Row 77 is not on this page."
+    assert tab.inner_text("#current .row") == "row 0"
+    assert selected(visit(pair[0], fragment="#row=1&position=500000")) == 299
+
+
+def test_shortcuts_are_for_the_text_only(visit, pair):
+    tab = visit(pair[0])
+    for place in ("#theme", "#current", "#query", "[name=shade]"):
+        tab.focus(place)
+        press(tab, "]", "u")
+        assert tab.inner_text("#current .row") == "row 0"
+        assert tab.evaluate("document.activeElement.id") != "text-0"
+    tab.focus("#text-0")
+    for key in ("Control+]", "Alt+]", "Meta+u", "Control+u"):
+        press(tab, key)
+    assert (tab.inner_text("#current .row"), selected(tab)) == ("row 0", 0)
+    press(tab, "]")
+    until(lambda: tab.inner_text("#current .row") == "row 1")
+
+
+def test_nothing_stale_after_an_empty_sequence(visit, hostile):
+    tab = visit(hostile)
+    tab.focus("#text-0")
+    press(tab, "End", "]")
+    until(lambda: "no positions" in tab.inner_text("#notice"))
+    assert tab.get_attribute("#text-0", "aria-activedescendant") is None
+    assert tab.inner_text("#chart-value") == ""
+    until(lambda: tab.text_content("#said").endswith("0 positions. It is empty."))
+    assert tab.evaluate("location.hash") == "#row=1"
+
+
+def test_the_split_is_in_the_address(visit, serving, local):  # noqa: F811
+    dataset = logitstore.open(local)
+    url = serving(dataset)
+    tab = visit(url=url, fragment="#split=test&row=3&position=1")
+    assert tab.inner_text("#current .id") == dataset.split("test")[3].id
+    assert selected(tab) == 1
+    press(tab, "]")
+    until(lambda: tab.evaluate("location.hash").startswith("#split=test&row=4"))
+    tab.click("#current")
+    tab.wait_for_selector("#rows [aria-current]")
+    assert tab.inner_text("#rows-shown") == "1 to 9 of 9"
+    tab.select_option("#split", "")
+    until(lambda: tab.inner_text("#rows-shown") == "1 to 49 of 49")
+    assert tab.locator("#rows [aria-current]").count() == 0
+    tab.click("#go")
+    assert tab.inner_text("#chooser-problem") == "Give a row or an id."
+    tab.select_option("#split", "dev")
+    until(lambda: tab.inner_text("#rows-shown") == "no sequences")
+    tab.fill("#to-row", "0")
+    tab.click("#go")
+    until(lambda: tab.inner_text("#chooser-problem") == "There are no sequences here.")
+    press(tab, "Escape")
+    tab.click("#current")
+    tab.wait_for_selector("#rows [aria-current]")
+    assert tab.input_value("#split") == "test"
+    assert tab.locator("#rows [aria-current] .row").inner_text() == "row 4"
+    tab.locator("#rows button").first.click()
+    until(lambda: tab.evaluate("location.hash").startswith("#split=test&row=0"))
+    assert tab.evaluate("document.activeElement.id") == "text-0"
+
+
+def test_parts_of_a_long_sequence(visit, serving, tmp_path):
+    dataset = write(tmp_path / "d", WORDS, {"a": words(90, 1)})
+    tab = visit(url=serving(dataset, positions=40), fragment="#row=0&position=39")
+    assert selected(tab) == 39
+    assert tab.locator("#panel .next").count() == 1 or "not among" in tab.inner_text("#panel")
+    assert tab.get_by_label("Find text in this part").count() == 1
+    tab.focus("#text-0")
+    press(tab, "ArrowRight")
+    until(lambda: tab.evaluate("location.hash") == "#row=0&position=40")
+    assert tab.evaluate("document.activeElement.id") == "text-0"
+    press(tab, "ArrowLeft")
+    until(lambda: tab.evaluate("location.hash") == "#row=0&position=39")
+    assert selected(tab) == 39
+    tab.click("text=Part after")
+    tab.wait_for_selector("#notice >> text=Positions 40 to 79")
+    assert tab.evaluate("document.activeElement.id") == "text-0"
+    tab.evaluate("location.hash = '#row=0&position=500000'")
+    until(lambda: "position 89 of 90" in tab.inner_text("#panel"))
+    tab = visit(dataset, positions=40, fragment="#row=0&position=88")
+    assert selected(tab) == 39
+    assert tab.locator("#panel .next").count() == 1 or "not among" in tab.inner_text("#panel")
+
+
+def test_forced_colors_keep_the_shades(visit, demo):
+    shade = "[...document.querySelectorAll('#text-0 [role=option], #scale li')].map(o => getComputedStyle(o).backgroundColor)"
+    for scheme in ("light", "dark"):
+        tab = visit(demo, forced_colors="active", color_scheme=scheme)
+        assert len(set(tab.evaluate(shade))) > 4
+        assert [bad for bad in tab.evaluate(CONTRAST) if bad[1].startswith("t ")] == []
+
+
+def test_nothing_is_cut_off_or_lost_on_a_phone(visit, pair, demo):
+    tab = visit(demo, size=(320, 640))
+    box = tab.evaluate("document.querySelector('#chart-value').getClientRects().length")
+    assert box == 1
+    edges = "all => all.map(e => e.getBoundingClientRect().right)"
+    assert (
+        max(tab.eval_on_selector_all("#chart text", edges))
+        <= tab.locator("#chart svg").bounding_box()["x"] + tab.locator("#chart svg").bounding_box()["width"]
+    )
+    tab = visit(pair[0], other=pair[1], size=(390, 844))
+    cells = tab.get_by_role("table").first.get_by_role("row").nth(1).get_by_role("cell")
+    assert cells.count() == 3
+    assert cells.first.text_content() == "1"
+    mark = "all => all.map(e => getComputedStyle(e).display)"
+    tab.focus("#text-0")
+    while tab.locator("#panel .mark").count() == 0:
+        press(tab, "ArrowRight")
+    assert "none" not in tab.eval_on_selector_all("#panel .mark, #panel .rank", mark)
+
+
+def test_comes_next_is_not_cut_off(visit, tmp_path):
+    pieces = {0: b" x", 1: b" " + b"long" * 15}
+    for size in (DESKTOP, PHONE):
+        tab = visit(write(tmp_path / f"d{size[0]}", pieces, {"a": [0, 1, 0, 1]}, k=2), size=size)
+        for t in range(3):
+            tab.evaluate("t => document.getElementById(`text-0-${t}`).click()", t)
+            mark, cell = tab.locator(".mark").bounding_box(), tab.locator(".next .token").bounding_box()
+            assert mark["x"] + mark["width"] <= cell["x"] + cell["width"] + 1

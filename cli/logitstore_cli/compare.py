@@ -36,7 +36,8 @@ _BEFORE = 40  # characters of the text before a position
 def command(a: str, b: str, by: str | None, match: Match, workers: int | None, as_json: bool) -> None:
     """Compare two datasets over the same sequences: two teachers, two quantisations, two encodings.
 
-    Divergences are taken over the candidates that both have and one class for the rest, and are lower bounds.
+    KL and JSD are taken over the candidates that both have and one class for the rest: lower bounds for the
+    distributions as they are stored, which rounding moves by some 1e-5 nats.
 
     Example: logitstore compare bf16-teacher q4-teacher --by domain
     """
@@ -87,7 +88,7 @@ def compare_lines(found: Comparison, by: str | None, texts: Texts) -> Iterator[s
     if found.first_differing is not None:
         name, position = found.first_differing
         yield (
-            f"with other tokens from some position on: {found.differing:,} sequences, such as "
+            f"with other tokens, or more, from some position on: {found.differing:,} sequences, such as "
             f"{readable(shortened(name, 60))} from {position:,} on; compared up to there"
         )
     yield ""
@@ -96,8 +97,8 @@ def compare_lines(found: Comparison, by: str | None, texts: Texts) -> Iterator[s
         yield ""
         rows = [("KL(A ‖ B) >=", found.kl_ab), ("KL(B ‖ A) >=", found.kl_ba), ("JSD >=", found.jsd)]
         yield from spread_lines((f"{name}, nats", spread, nats) for name, spread in rows)
-        if found.percentiles_of < found.positions:
-            yield f"(percentiles are those of {found.percentiles_of:,} positions, drawn at random)"
+        if found.jsd.percentiles_of < found.jsd.n:
+            yield f"(percentiles are those of {found.jsd.percentiles_of:,} positions, drawn at random)"
     if found.jsd is not None and found.jsd.histogram is not None:
         yield ""
         yield "JSD >=, nats"
@@ -118,7 +119,7 @@ def _sides(found: Comparison) -> Iterator[str]:
         ("dataset", [_fitted(side.name) for side in (found.a, found.b)]),
         ("teacher", [_fitted(side.teacher or "unknown") for side in (found.a, found.b)]),
         ("sequences", [f"{side.sequences:,}" for side in (found.a, found.b)]),
-        ("entropy, tail as one class >=, nats", [nats(side.entropy) for side in (found.a, found.b)]),
+        ("entropy, rest as one class, nats", [nats(side.entropy) for side in (found.a, found.b)]),
         ("next token is the best candidate", [percent(side.accuracy) for side in (found.a, found.b)]),
         ("cross-entropy where both know it", [nats(side.cross_entropy) for side in (found.a, found.b)]),
         ("calibration error", [percent(side.calibration_error) for side in (found.a, found.b)]),
@@ -128,9 +129,9 @@ def _sides(found: Comparison) -> Iterator[str]:
 
 
 def _fitted(name: str) -> str:
-    """The end of a name, which tells more than its beginning."""
+    """A name in 18 characters: its beginning and its end."""
     name = readable(name)
-    return name if len(name) <= 18 else f"…{name[-17:]}"
+    return name if len(name) <= 18 else f"{name[:6]}…{name[-11:]}"
 
 
 def _means(found: Comparison) -> Iterator[str]:
@@ -142,7 +143,8 @@ def _means(found: Comparison) -> Iterator[str]:
     moved, most = nats(found.logprobs_moved), nats(found.logprobs_moved_at_most)
     yield f"logprobs differ by                {moved} nats, at most {most}"
     if means.jsd is not None:
-        yield f"JSD                               {nats(means.jsd)} to {nats(means.jsd_at_most)} nats"
+        least, most = nats(means.jsd), nats(means.jsd_at_most)
+        yield f"JSD                               {least} nats; {most} if what is outside has nothing in common"
 
 
 def _calibration(found: Comparison) -> Iterator[str]:

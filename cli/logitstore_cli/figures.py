@@ -44,14 +44,8 @@ def spread_lines(rows: Iterable[tuple[str, Spread | None, Format]]) -> Iterator[
         yield f"{name:<22}" + "".join(f"{'' if value is None else shown(value):>10}" for value in values)
 
 
-def histogram_lines(histogram: Histogram, shown: Format, *, last: str | None = None) -> Iterator[str]:
-    """A bar for each bin, from the first to the last one that is not empty.
-
-    Args:
-        histogram: the numbers.
-        shown: writes an edge.
-        last: what the last bin is called.
-    """
+def histogram_lines(histogram: Histogram, shown: Format) -> Iterator[str]:
+    """A bar for each bin, from the first to the last one that is not empty; `shown` writes an edge."""
     counts, edges, total = histogram.counts, histogram.edges, sum(histogram.counts)
     used = [number for number, count in enumerate(counts) if count]
     if not used:
@@ -59,8 +53,6 @@ def histogram_lines(histogram: Histogram, shown: Format, *, last: str | None = N
     blocks = sys.stdout.isatty()
     for number in range(used[0], used[-1] + 1):
         name = f"{shown(edges[number])} to {shown(edges[number + 1])}"
-        if last is not None and number == len(counts) - 1:
-            name = last
         yield bar_line(name, counts[number], max(counts), total, blocks=blocks)
 
 

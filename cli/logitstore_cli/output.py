@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -16,11 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from logitstore.errors import DatasetExistsError, InvalidInputError, LogitStoreWarning
-from logitstore.text import label, visible
+from logitstore.text import escaped, label, visible
 from logitstore.tokenizer import Tokenizer
 
 _STEERING: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What JSON allows inside a string as it is, but terminals obey: the 8-bit controls, and those of direction."""
+
+
+_OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200f\u2028-\u202e\u2066-\u2069]")
+"""What terminals obey in a text of lines and tabs; the left-to-right mark stays, which only keeps order."""
 
 
 def result(text: str = "") -> None:
@@ -35,8 +40,18 @@ def result_json(value: Any, *, indent: int = 2) -> None:
 
 
 def harmless(text: str) -> str:
-    """The same JSON, with what a terminal would obey escaped."""
-    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The same JSON, with what a terminal would obey escaped, and what the stream's encoding cannot hold."""
+    text = _STEERING.sub(_as_json, text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return re.sub("[^\x00-\x7f]", _as_json, text)
+    return text
+
+
+def _as_json(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def note(text: str) -> None:
@@ -82,17 +97,28 @@ def reporter(bar: Progress, doing: str, unit: str) -> Callable[[int, int], None]
     return report
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, or that nobody asked to replace.
+def check_target(target: Path, dataset: Path | str, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, that nobody asked to replace, or that is a part of a dataset.
+
+    Args:
+        target: the file.
+        dataset: the directory that was read; a URL is no place for it.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
-        InvalidInputError: it is a directory, or in none.
+        InvalidInputError: it is a directory, a device, in the dataset, or in no directory.
         DatasetExistsError: something is there.
     """
     if target.is_dir():
         raise InvalidInputError(f"{target} is a directory; give the name of a file")
     if not target.parent.is_dir():
         raise InvalidInputError(f"{target.parent} is no directory; make it first")
+    if isinstance(dataset, Path) and target.resolve().is_relative_to(dataset.resolve()):
+        raise InvalidInputError(
+            f"{target} is in the dataset {dataset}, which holds its own files alone; choose another"
+        )
+    if target.exists() and not target.is_file():
+        raise InvalidInputError(f"{target} is no file; give the name of one")
     if not overwrite and (target.exists() or target.is_symlink()):
         raise DatasetExistsError(f"{target} is there already; choose another name, or replace it (--overwrite)")
 
@@ -126,6 +152,10 @@ def named(tokenizer: Tokenizer | None, token: int) -> str:
 
 
 def _printable(text: str, stream: TextIO) -> str:
-    """The text with what the stream's encoding cannot hold replaced: a pipe on Windows must not end a command."""
+    """The text with what a terminal would obey escaped, and what the stream's encoding cannot hold replaced.
+
+    Names of files and columns are strangers' too; and a pipe on Windows must not end a command.
+    """
+    text = _OBEYED.sub(lambda found: escaped(found[0]), text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

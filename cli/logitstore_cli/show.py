@@ -10,7 +10,8 @@ from rich.console import Console
 
 import logitstore
 from logitstore.dataset.reader import Dataset
-from logitstore.look.show import COLUMNS, PROMPT, Shown, show
+from logitstore.look.show import Shown, show
+from logitstore.look.words import to_be_read
 from logitstore_cli.output import result, result_json
 from logitstore_cli.show_render import RAMP, RAMP_16, Look, lines
 
@@ -20,7 +21,11 @@ from logitstore_cli.show_render import RAMP, RAMP_16, Look, lines
 @click.option("--row", type=int, help="The sequence of this row; negative ones count from the end.  [default: 0]")
 @click.option("--id", "sequence_id", help="The sequence with this id.")
 @click.option("--at", type=int, multiple=True, help="A position; negative ones count from the end. May be repeated.")
-@click.option("--find", metavar="TEXT", help="The positions at which this text ends: what comes after it?")
+@click.option(
+    "--find",
+    metavar="TEXT",
+    help="The positions at which this text ends: what comes after it? Case and kinds of white space do not matter.",
+)
 @click.option(
     "-k", "--candidates", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates of each position."
 )
@@ -71,8 +76,7 @@ def chosen(dataset: Dataset, *, row: int | None = None, sequence_id: str | None 
     Raises:
         LogitStoreError: there is no such sequence, position or text.
     """
-    prompt = [PROMPT] if PROMPT in dataset.info.user_columns else []
-    view = dataset.select([*COLUMNS, *prompt])
+    view = to_be_read(dataset)
     row = row or 0 if sequence_id is None else view.row_of(sequence_id)
     sequence = view[row]
     return show(sequence, dataset.tokenizer(), row=row % len(view), **options)

@@ -9,33 +9,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
-from unicodedata import bidirectional
+from unicodedata import bidirectional, category
 
 from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
+from logitstore.look.measures import ENTROPIES
 from logitstore.look.show import Candidate, Next, Piece, Position, Shown
-from logitstore.text import ELLIPSIS, readable, shortened, unknown
+from logitstore.look.words import SHADES
+from logitstore.text import ELLIPSIS, readable, shortened
 from logitstore_cli.output import quoted
-
-LEVELS: Final = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
-"""Where the next shade begins, nats. Fixed, so that sequences and datasets look alike where they are alike."""
 
 RAMP: Final = tuple(
     Style(color=text, bgcolor=shade)
     for shade, text in (
-        ("#fff5eb", "#000000"), ("#fee0c0", "#000000"), ("#fdc58c", "#000000"), ("#fda04f", "#000000"),
-        ("#f37b22", "#000000"), ("#b04a00", "#ffffff"), ("#7f2704", "#ffffff"),
+        ("#ffffff", "#000000"), ("#e4f3ff", "#000000"), ("#c8e5ff", "#000000"), ("#9dceff", "#000000"),
+        ("#6db0f4", "#000000"), ("#3f94e2", "#000000"), ("#0060b3", "#ffffff"), ("#002a66", "#ffffff"),
     )
 )  # fmt: skip
-"""From sure to unsure. Both colours are set, so that the text can be read whatever colours the terminal has."""
+"""From sure to unsure, by `SHADES`. Both colours are set: the text can be read whatever colours the terminal has."""
 
 RAMP_16: Final = tuple(
     Style.parse(f"{text} on {shade}")
     for shade, text in (
-        ("bright_white", "black"), ("white", "black"), ("bright_yellow", "black"), ("yellow", "black"),
-        ("bright_red", "black"), ("red", "bright_white"), ("magenta", "bright_white"),
+        ("bright_white", "black"), ("white", "black"), ("bright_cyan", "black"), ("cyan", "black"),
+        ("bright_blue", "bright_white"), ("blue", "bright_white"), ("magenta", "bright_white"), ("red", "bright_white"),
     )
 )  # fmt: skip
 """The same where a terminal has only 16 colours, of which several shades of one would become the same."""
@@ -43,7 +42,10 @@ RAMP_16: Final = tuple(
 NEWLINE: Final = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
 TAB: Final = "\N{RIGHTWARDS ARROW TO BAR}"
 PART: Final = "\N{WHITE VERTICAL RECTANGLE}"
-"""A token of which nothing shows: some bytes of a character that a later one completes."""
+"""A token of which nothing shows: some bytes of a character that a later one completes, or one without width."""
+
+QUALIFIED: Final = dict(zip(ENTROPIES, ("", "at least", "of the draws", "among the candidates"), strict=True))
+"""What an entropy is that is not that of the whole vocabulary."""
 
 BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 """Nothing to eight eighths of a cell."""
@@ -84,10 +86,10 @@ def lines(shown: Shown, look: Look) -> Iterator[Text]:
     row = "" if shown.row is None else f" (row {shown.row:,})"
     name = isolated(quoted(shortened(shown.id, _ID)))
     yield Text.assemble("sequence ", (name, "bold"), f"{row}: {_counted(len(shown.tokens), 'token')}")
-    if look.ramp:
+    if look.ramp and shown.tokens:
         yield _legend(shown, look)
-    yield Text()
     if shown.tokens:
+        yield Text()
         yield from _text(shown, look)
     for position in shown.positions:
         yield Text()
@@ -105,7 +107,7 @@ def isolated(text: str) -> str:
 
 def level(entropy: float) -> int:
     """The place of an entropy, in nats, in a ramp."""
-    return sum(entropy >= start for start in LEVELS)
+    return sum(entropy >= start for start in SHADES)
 
 
 def bar(share: float, cells: int, *, blocks: bool) -> str:
@@ -137,11 +139,12 @@ def _fitting(characters: Iterable[str], cells: int) -> int:
 
 
 def _legend(shown: Shown, look: Look) -> Text:
-    edges = (0.0, *LEVELS)
-    marks = [(f" {start:g}{'+' if start == LEVELS[-1] else ''} ", look.ramp[level(start)]) for start in edges]
-    lower = any(piece.entropy is not None and not piece.entropy_is_stored for piece in shown.tokens)
-    said = "nats of uncertainty about the next token" + (" (at least)" if lower else "")
-    return Text.assemble(*marks, f" {said}", overflow="fold")
+    edges = (0.0, *SHADES)
+    marks = [(f" {start:g}{'+' if start == SHADES[-1] else ''} ", look.ramp[level(start)]) for start in edges]
+    sources = {piece.entropy_from for piece in shown.tokens if piece.entropy_from is not None}
+    where = "where not stored: " if ENTROPIES[0] in sources else ""
+    qualified = "".join(f" ({where}{QUALIFIED[source]})" for source in sources - {ENTROPIES[0]})
+    return Text.assemble(*marks, f" nats of uncertainty{qualified}", overflow="fold")
 
 
 def _text(shown: Shown, look: Look) -> Iterator[Text]:
@@ -165,8 +168,8 @@ def _shade(piece: Piece, look: Look) -> Style:
 
 def _readable(text: str, look: Look) -> str:
     """A token's text as it is shown: what ends a line is followed by a newline, and nothing else is a control."""
-    if not text:
-        return PART if look.blocks else ""
+    if look.blocks and all(category(character) == "Cf" for character in text):
+        return PART  # marks have no width either, but show on the letter before them
     text = readable(shortened(text, _PIECE), keep="\n\t")
     return text.replace("\t", TAB).replace("\n", f"{NEWLINE}\n")
 
@@ -177,15 +180,10 @@ def _position(position: Position, shown: Shown, look: Look) -> Iterator[Text]:
     room = min(_BEFORE, look.width - len(head) - len(" after ''"))
     context = isolated(f"'{ending(before, max(room, _BEFORE // 4))}'")
     yield Text.assemble((head, "bold"), f" after {context}")
-    yield Text(f"  {_token(position, look)}: {_facts(position, shown)}")
+    placeholder = shown.begins_with_placeholder and position.position == 0
+    token = "a placeholder for the prompt" if placeholder else f"token {_named(position.text, look)}"
+    yield Text(f"  {token}: {_facts(position, shown)}")
     yield from _bars(position, shown, look)
-
-
-def _token(position: Position, look: Look) -> str:
-    """The token of a position, which its text need not show."""
-    if position.text == unknown(position.id) and not position.before.endswith(position.text):
-        return "a placeholder for the prompt"
-    return f"token {_named(position.text, look)}"
 
 
 def _counted(number: int, noun: str) -> str:
@@ -196,11 +194,14 @@ def _facts(position: Position, shown: Shown) -> str:
     """What is known of a distribution as a whole."""
     if position.count == 0:
         return "no distribution"
+    if position.impossible:
+        return "its numbers are impossible: see logitstore validate --deep"
     facts = [_counted(position.count, "candidate")]
     if position.draws is not None:
         facts = [f"sampled: {_counted(position.draws, 'draw')} of {_counted(position.count, 'token')}"]
-    if position.entropy is not None:
-        facts.append(f"entropy {'' if position.entropy_is_stored else 'at least '}{position.entropy:.2f} nats")
+    if position.entropy is not None and position.entropy_from is not None:
+        qualified = f"entropy {QUALIFIED[position.entropy_from]}".rstrip()
+        facts.append(f"{qualified} {position.entropy:.2f} nats")
     if shown.normalised == "candidates":
         facts.append("only their ratios are known: percentages are shares of the candidates")
     return ", ".join(facts)
@@ -223,9 +224,9 @@ def _bars(position: Position, shown: Shown, look: Look) -> Iterator[Text]:
     if following is not None and not any(candidate.is_next for candidate in position.candidates):
         line = table.line(_rank(following, position), _named(following.text, look), following.probability)
         line.append(_NEXT, _next_style(look))
-        outside = position.count > 0 and not following.is_candidate
+        outside = position.count > 0 and not following.is_candidate and not position.impossible
         yield line.append(f", not among the {_counted(position.count, 'candidate')}") if outside else line
-    if position.everything_else is not None:
+    if position.everything_else:  # neither unknown nor nothing
         yield table.line("", _rest(position, shown), position.everything_else)
 
 

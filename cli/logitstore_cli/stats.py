@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import click
 
 import logitstore
 from logitstore.io.files import write_atomic
-from logitstore.look.collect import ENTROPIES
-from logitstore.look.stats import Stats, Teaching, stats
+from logitstore.look.page import name_of
+from logitstore.look.stats import Stats, Teaching, entropy_source, stats
 from logitstore.processes import cores
 from logitstore.text import readable
 from logitstore_cli.figures import bar_line, histogram_lines, nats, percent, spread_lines, whole
@@ -31,9 +30,13 @@ def command(dataset: str, full: bool, workers: int | None, html: Path | None, ov
 
     Example: logitstore stats my-dataset --full --html stats.html
     """
+    if workers is not None and not full:
+        raise click.UsageError("--workers is for --full: a sample is read by one process")
+    if overwrite and html is None:
+        raise click.UsageError("--overwrite is for the file of --html")
     opened = logitstore.open(dataset)
     if html is not None:
-        check_target(html, overwrite=overwrite)
+        check_target(html, opened.path, overwrite=overwrite)
     with progress_bar() as bar:
         figures = stats(
             opened,
@@ -41,16 +44,16 @@ def command(dataset: str, full: bool, workers: int | None, html: Path | None, ov
             workers=(cores() if workers is None else workers) if full else 0,
             progress=reporter(bar, "reading", "sequences"),
         )
+    if as_json:
+        result_json(figures)
+    else:
+        for line in stats_lines(dataset, figures):
+            result(line)
     if html is not None:
         from logitstore.look.report import report  # noqa: PLC0415 - only where it is asked for
 
-        write_atomic(html, report(Path(dataset).name, figures).encode())
+        write_atomic(html, report(name_of(opened), figures).encode())
         note(f"Note: the figures are in {html} too")
-    if as_json:
-        result_json(figures)
-        return
-    for line in stats_lines(dataset, figures):
-        result(line)
 
 
 def stats_lines(name: str, figures: Stats) -> Iterator[str]:
@@ -59,8 +62,10 @@ def stats_lines(name: str, figures: Stats) -> Iterator[str]:
     if not figures.full:
         read = f"a sample, {read}, of {figures.sequences_in_all:,} and {figures.positions_in_all:,} (--full reads all)"
     yield f"{name}: {read}"
-    without = figures.positions - figures.scored
+    without = figures.positions - figures.scored - figures.impossible
     yield f"positions without a distribution: {without:,}; candidates: {figures.candidates:,}"
+    if figures.impossible:
+        yield f"positions with impossible numbers, left out: {figures.impossible:,}; see logitstore validate --deep"
     if figures.trained is not None:
         yield f"positions to be trained on, by their loss_mask: {percent(figures.trained)}"
     yield ""
@@ -74,11 +79,11 @@ def stats_lines(name: str, figures: Stats) -> Iterator[str]:
             ("surprise, nats", figures.teaching.surprise if figures.teaching is not None else None, nats),
         ]
     )
-    if figures.percentiles_of < figures.positions:
-        yield f"(percentiles are those of {figures.percentiles_of:,} positions, drawn at random)"
+    if figures.count is not None and figures.count.percentiles_of < figures.count.n:
+        yield f"(percentiles are those of {figures.count.percentiles_of:,} positions, drawn at random)"
     if figures.entropy is not None and figures.entropy.histogram is not None:
         yield ""
-        yield f"Entropy, nats ({_entropies(figures)})"
+        yield f"Entropy, nats ({entropy_source(figures.entropies)})"
         yield from histogram_lines(figures.entropy.histogram, lambda edge: f"{edge:g}")
     if figures.coverage is not None and figures.coverage.histogram is not None:
         yield ""
@@ -93,18 +98,6 @@ def stats_lines(name: str, figures: Stats) -> Iterator[str]:
     yield from _advice(figures)
 
 
-def _entropies(figures: Stats) -> str:
-    said = {
-        ENTROPIES[0]: "of the whole vocabulary, as stored",
-        ENTROPIES[1]: "of the candidates, and the tail as one class: a lower bound",
-        ENTROPIES[2]: "of the candidates alone: nothing else is known",
-    }
-    used = [(name, n) for name, n in figures.entropies.items() if n]
-    if len(used) == 1:
-        return said[used[0][0]]
-    return "; ".join(f"{said[name]}, at {n:,} positions" for name, n in used)
-
-
 def _teaching(found: Teaching) -> Iterator[str]:
     yield f"The token that really follows ({found.positions:,} positions)"
     yield f"  is the teacher's best candidate at {percent(found.top_1)}"
@@ -116,7 +109,7 @@ def _teaching(found: Teaching) -> Iterator[str]:
         yield f"  cross-entropy at least {least} nats, perplexity at least {perplexity}"
         yield "  (the logprob of a token outside the candidates is not stored: at most the last one's, and the tail's)"
     elif found.cross_entropy_known is not None:
-        yield f"  cross-entropy {nats(found.cross_entropy_known)} nats over the {percent(found.known)} that are known"
+        yield f"  cross-entropy {nats(found.cross_entropy_known)} nats over the {percent(found.known)} that are stored"
     yield "  its rank"
     yield from _ranks(found)
 
@@ -155,7 +148,8 @@ def _uncertain(figures: Stats) -> Iterator[str]:
             yield f"  {one.row:>10,}  {one.entropy:>13.3f}  {one.scored:>9,}  {readable(one.id)}"
     yield ""
     again = figures.duplicates
-    yield f"Sequences whose tokens an earlier one has too: {again.sequences:,}"
+    among = "" if figures.full else ", among those read"
+    yield f"Sequences whose tokens an earlier one has too{among}: {again.sequences:,}"
     for rows in again.examples:
         yield f"  rows {', '.join(map(str, rows))}"
 
@@ -168,9 +162,8 @@ def _advice(figures: Stats) -> Iterator[str]:
     yield f"What keeping less would cost and save, a position (tried on {rows:,} sequences)"
     yield f"  {'setting':<20}{'candidates':>11}{'coverage':>10}{'KL':>11}{'KL, even':>11}{'saves':>14}"
     for one in figures.advice:
-        value = str(Fraction(one.value)) if one.setting == "resolution" else f"{one.value:g}"
         saved = f"{one.saved:.1f} B {100 * one.share:>3.0f} %"
-        option = f"--{one.setting.replace('_', '-')} {value}"
+        option = f"--{one.setting.replace('_', '-')} {one.text}"
         yield (
             f"  {option:<20}{one.candidates:>11.1f}{percent(one.coverage):>10}{nats(one.kl):>11}"
             f"{nats(one.kl_even):>11}{saved:>14}"

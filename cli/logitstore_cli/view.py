@@ -90,7 +90,7 @@ def command(
     target = Path(output if output is not None else f"{name_of(opened)}.html")
     to_stdout = output == "-"
     if not to_stdout:
-        check_target(target, overwrite=overwrite)
+        check_target(target, opened.path, overwrite=overwrite)
     chosen = collect(
         opened,
         rows=None if rows is None else itertools.chain.from_iterable(rows),
@@ -105,7 +105,7 @@ def command(
     if to_stdout:
         click.echo(page, nl=False)
         return
-    check_target(target, overwrite=overwrite)  # once more: decoding takes a while
+    check_target(target, opened.path, overwrite=overwrite)  # once more: decoding takes a while
     write_atomic(target, page)
     count = len(chosen.data["sequences"])
     result(f"{target}: {count} sequence{'s' if count != 1 else ''}, {size(len(page))}")

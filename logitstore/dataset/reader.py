@@ -204,18 +204,6 @@ class Dataset:
         for _, _, (_, places) in self._chunks_within(self._ascending):
             yield self._mirrored(places)
 
-    def part_of(self, place: int) -> slice:
-        """The part, see `parts`, that holds this place of the view.
-
-        Raises:
-            RowIndexError: the place is outside the view.
-            CorruptDataError: the shard's index is damaged.
-        """
-        number, row = self._shards.locate(self._row(place))
-        shard, start = self._shards[number], self._shards.starts[number]
-        chunk, _ = shard.locate(row)
-        return self._mirrored(_within(self._ascending, start + shard.starts[chunk], start + shard.starts[chunk + 1]))
-
     def stored(self) -> Stored:
         """What the chunks that hold sequences of this view take in their shards; each is read and verified.
 
@@ -353,7 +341,8 @@ class Dataset:
         try:
             return self._rows[index]
         except IndexError:
-            raise RowIndexError(f"row {index} of a dataset of {len(self)} sequences") from None
+            there = f"the dataset has the rows 0 to {len(self) - 1}" if len(self) else "the dataset has no sequences"
+            raise RowIndexError(f"there is no row {index}: {there}") from None
 
     def _view(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Final
@@ -11,22 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.dataset.input import FLOAT_COLUMNS, as_mask, as_ranks
-from logitstore.dataset.reader import Dataset
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Values, ValuesOption, decode_values, encode_values
 from logitstore.errors import InvalidInputError
-from logitstore.look.measures import normalised_logprobs
+from logitstore.look.measures import measure, normalised_logprobs
 from logitstore.schema import Manifest
 from logitstore.shard.chunk import StoredSequence, encode_chunk, encode_tail, shard_schema
 from logitstore.shard.sequence import Sequence
 
 POSITIONS: Final = 2**14
-"""So many positions are looked at, in whole chunks: less than a second."""
+"""About so many positions are looked at."""
 
-_SELECTED: Final = (
+SEQUENCES: Final = 256
+"""At most so many sequences are: short ones take as long as others."""
+
+SELECTED: Final = (
     "tokens", "ids", "logprobs", "logits", "draws", "tail",
     "target_logprob", "target_rank", "logsumexp", "entropy", "loss_mask",
 )  # fmt: skip
+
+"""What has to be selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,6 @@ class Setting:
 
     name: str
     value: float
-
-    @property
-    def text(self) -> str:
-        """As the command line takes it."""
-        return str(Fraction(self.value)) if self.name == "resolution" else f"{self.value:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def settings_to_try(sequences: list[Sequence], info: Manifest) -> list[Setting]:
         return []
     most = max(int(sequence.count.max()) for sequence in sequences)
     powers = [2**n for n in range(most.bit_length() - 1, -1, -1) if 2**n < most]
-    mass = np.concatenate([ragged.row_sums(np.exp(normalised_logprobs(s)), s.count)[s.count > 0] for s in sequences])
+    mass = np.concatenate([_mass(s)[s.count > 0] for s in sequences])
     coarsest = info.sampling.resolution if all(s.logits is None for s in sequences) and _is_grid(info) else 1 / 64
     return [
         *(Setting("top_k", float(k)) for k in powers[:4]),
@@ -101,32 +99,39 @@ def settings_to_try(sequences: list[Sequence], info: Manifest) -> list[Setting]:
     ]
 
 
+def _mass(sequence: Sequence) -> NDArray[np.float64]:
+    return ragged.row_sums(np.exp(sequence.logprobs, dtype=np.float64), sequence.count)
+
+
 def _is_grid(info: Manifest) -> bool:
     return info.sampling.values in ("auto", "grid")
 
 
-def try_settings(
-    dataset: Dataset, part: slice, settings: list[Setting] | None = None
-) -> tuple[Tried, dict[Setting, Tried]]:
-    """Encode one part of a dataset, which is a chunk, anew.
+def advise(groups: list[list[Sequence]], info: Manifest, bytes_a_position: float) -> list[Advice]:
+    """What keeping less of these sequences would cost and save.
+
+    Args:
+        groups: sequences that stand in one chunk each, with `SELECTED`.
+        info: of their dataset.
+        bytes_a_position: that the dataset takes now.
 
     Returns:
-        (as it is, under each setting).
-
-    Raises:
-        CorruptDataError: the chunk's bytes are not what was written.
+        Nothing where nothing can be left out.
     """
-    sequences = [s for s in dataset.select(_SELECTED)[part] if s.draws is None]
-    if settings is None:
-        settings = settings_to_try(sequences, dataset.info)
-    width, tokenizer = dataset.info.logit_width, dataset.info.tokenizer
-    if width is None and tokenizer is not None:
-        width = tokenizer.vocabulary_size
-    tried = [_tried(sequences, setting, dataset.info, width) for setting in (None, *settings)]
-    return tried[0], dict(zip(settings, tried[1:], strict=True))
+    groups = [[s for s in group if s.draws is None and not measure(s).impossible.any()] for group in groups]
+    settings = settings_to_try([sequence for group in groups for sequence in group], info)
+    now = sum((tried(group, None, info) for group in groups), Tried())
+    return [
+        _advice(setting, sum((tried(g, setting, info) for g in groups), Tried()), now, bytes_a_position)
+        for setting in settings
+    ]
 
 
-def _tried(sequences: list[Sequence], setting: Setting | None, info: Manifest, width: int | None) -> Tried:
+def tried(sequences: list[Sequence], setting: Setting | None, info: Manifest) -> Tried:
+    """Encode the sequences of a chunk anew: as they are, or under a setting."""
+    width = info.logit_width
+    if width is None and info.tokenizer is not None:
+        width = info.tokenizer.vocabulary_size
     kept = [_keep(sequence, setting, info) for sequence in sequences]
     total = Tried()
     if not kept:
@@ -143,7 +148,7 @@ def _keep(sequence: Sequence, setting: Setting | None, info: Manifest) -> _Kept:
     if name == "top_k":
         mask = ragged.ranks(sequence.count) < value
     elif name == "top_p":
-        mask = _reaching(np.exp(normalised_logprobs(sequence)), sequence.count, value)
+        mask = _reaching(np.exp(sequence.logprobs, dtype=np.float64), sequence.count, value)  # as a writer does
     count = ragged.row_sums(mask, sequence.count).astype(np.uint32)
     coarser = value if name == "resolution" else None
     values, logprobs = _encoded(sequence, mask, count, info, coarser)
@@ -203,21 +208,22 @@ def _optional(sequence: Sequence, rest: NDArray[np.float64]) -> dict[str, NDArra
 def _cost(sequence: Sequence, kept: _Kept, width: int | None) -> Tried:
     count, left, mask = sequence.count, kept.stored.count, kept.mask
     scored = count > 0
-    given = normalised_logprobs(sequence)
-    p, q = np.exp(given), np.exp(kept.logprobs, dtype=np.float64)
+    given = normalised_logprobs(sequence.logprobs, count, sequence.normalised)
+    as_read = normalised_logprobs(kept.logprobs, left, sequence.normalised)
+    p, q = np.exp(given), np.exp(as_read)
     mass, mass_left = ragged.row_sums(p, count), ragged.row_sums(q, left)
     with np.errstate(all="ignore"):
         # KL(kept ‖ stored): sum of q/M' (log q/M' - log p/M).
-        inside = ragged.row_sums(q * (kept.logprobs - given[mask]), left) / mass_left + np.log(mass / mass_left)
+        inside = ragged.row_sums(q * (as_read - given[mask]), left) / mass_left + np.log(mass / mass_left)
     only_ratios = sequence.normalised != "vocabulary"
-    even = np.nan if only_ratios or width is None else _even(sequence, kept, p, q, width)
+    known = not only_ratios and width is not None and (len(count) == 0 or width >= int(count.max()))
     return Tried(
         positions=len(count),
         scored=int(scored.sum()),
         candidates=len(kept.logprobs),
         mass=np.nan if only_ratios else float(mass_left.sum()),
         kl=float(inside[scored].sum()),
-        kl_even=even,
+        kl_even=_even(sequence, kept, p, q, width) if known and width is not None else np.nan,
     )
 
 
@@ -225,6 +231,7 @@ def _even(sequence: Sequence, kept: _Kept, p: NDArray[np.float64], q: NDArray[np
     """Sum over positions of KL(stored ‖ kept), the rest of both spread evenly over the other tokens."""
     count, left, mask = sequence.count, kept.stored.count, kept.mask
     tail, rest = np.exp(sequence.tail, dtype=np.float64), _rest(sequence, mask)
+    tail[count >= width] = 0.0  # rounding: there is nothing else
     with np.errstate(all="ignore"):
         log_p = np.log(p) - ragged.spread(np.log(ragged.row_sums(p, count) + tail), count)
         whole = np.log(ragged.row_sums(q, left) + rest)
@@ -234,7 +241,7 @@ def _even(sequence: Sequence, kept: _Kept, p: NDArray[np.float64], q: NDArray[np
         among = ragged.row_sums(np.exp(log_p) * (log_p - log_q), count)
         log_tail = np.log(tail) - np.log(ragged.row_sums(p, count) + tail)
         outside = np.exp(log_tail) * (log_tail - np.log(width - count.astype(np.float64)) - log_rest)
-    return float((among + np.where(tail > 0, outside, 0.0))[count > 0].sum())
+    return float((among + np.where((tail > 0) & (count < width), outside, 0.0))[count > 0].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,27 +268,26 @@ class Advice:
     saved: float
     share: float
 
+    @property
+    def text(self) -> str:
+        """The value as the command line takes it."""
+        if self.setting == "resolution":
+            return str(Fraction(self.value))
+        return f"{self.value:.0f}" if self.setting == "top_k" else f"{self.value:g}"
 
-def advices(now: Tried, tried: dict[Setting, Tried], bytes_a_position: float) -> Iterator[Advice]:
-    """What was tried, as means.
 
-    Args:
-        now: as it is.
-        tried: under each setting.
-        bytes_a_position: that the dataset takes now.
-    """
-    for setting, one in tried.items():
-        saved = (now.bytes - one.bytes) / now.positions
-        yield Advice(
-            setting=setting.name,
-            value=setting.value,
-            candidates=one.candidates / one.scored,
-            coverage=_known(one.mass / one.scored),
-            kl=one.kl / one.scored,
-            kl_even=_known(one.kl_even / one.scored),
-            saved=saved,
-            share=saved / bytes_a_position,
-        )
+def _advice(setting: Setting, one: Tried, now: Tried, bytes_a_position: float) -> Advice:
+    saved = (now.bytes - one.bytes) / now.positions
+    return Advice(
+        setting=setting.name,
+        value=setting.value,
+        candidates=one.candidates / one.scored,
+        coverage=_known(one.mass / one.scored),
+        kl=one.kl / one.scored,
+        kl_even=_known(one.kl_even / one.scored),
+        saved=saved,
+        share=saved / bytes_a_position,
+    )
 
 
 def _known(value: float) -> float | None:

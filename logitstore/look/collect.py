@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from logitstore.dataset.reader import Dataset, Stored
 from logitstore.encoding import ragged
-from logitstore.look.measures import COLUMNS, Measures, joined, measure
-from logitstore.look.summaries import Histogram, Moments, Sample
+from logitstore.look.measures import COLUMNS, ENTROPIES, Measures, entropy_without_stored, has_tail, joined, measure
+from logitstore.look.summaries import Collection
 from logitstore.shard.sequence import Sequence
 
-METRICS: Final = ("entropy", "coverage", "tail", "count", "surprise")
-"""What is known of a position, in the order of the columns of a sample: nats, probabilities, candidates, nats."""
+METRICS: Final = ("entropy", "coverage", "tail", "count", "surprise", "rank")
+"""What is known of a position: nats, probabilities, candidates, nats, from 1."""
 
 _POWERS: Final = (0.0, *(float(2**n) for n in range(25)))
 EDGES: Final[dict[str, tuple[float, ...]]] = {
@@ -38,9 +38,6 @@ UNCERTAIN: Final = 10
 LONG: Final = 16
 """Sequences with fewer distributions are listed only when there are too few others: one position says little."""
 
-ENTROPIES: Final = ("stored", "candidates and tail", "candidates")
-"""Where the entropy of a position is from: the whole vocabulary; a lower bound; nothing else is known, or sampled."""
-
 _BATCH: Final = 1024  # positions that numpy works on at once: short sequences are joined, and no cache is left
 
 _SELECTED: Final = (*COLUMNS, "loss_mask")
@@ -52,7 +49,7 @@ class Targets:
 
     Attributes:
         n: such positions.
-        top: how often it was the best candidate.
+        top: how often its rank was 1.
         outside: how often it was not among the candidates.
         unranked: how often its rank is not known: outside, and not stored.
         known: how often its logprob is known.
@@ -90,13 +87,12 @@ class Collected:
         sequences: how many.
         positions: how many.
         scored: positions with a distribution.
+        impossible: positions whose numbers cannot be; they are in no other figure.
+        candidates: of all positions.
         trained: positions whose loss_mask is 1.
         masked: positions whose loss_mask is known.
         entropies: positions by where their entropy is from, `ENTROPIES`.
-        moments: of `METRICS` and `length`.
-        histograms: likewise, and of `rank`, the known ranks of targets.
-        sample: rows of `METRICS`.
-        lengths: a sample of lengths alone.
+        metrics: numbers of `METRICS` and `length`.
         targets: the real next tokens.
         hashes: (row, uint64 of the tokens of each sequence from there on); 0 of a sequence without tokens.
         uncertain: the most uncertain ones, most uncertain first.
@@ -106,13 +102,12 @@ class Collected:
     sequences: int
     positions: int
     scored: int
+    impossible: int
+    candidates: int
     trained: int
     masked: int
     entropies: dict[str, int]
-    moments: dict[str, Moments]
-    histograms: dict[str, Histogram]
-    sample: Sample
-    lengths: Sample
+    metrics: dict[str, Collection]
     targets: Targets
     hashes: tuple[tuple[int, NDArray[np.uint64]], ...]
     uncertain: list[Uncertain]
@@ -163,19 +158,19 @@ class _Figures:
     def __init__(self, start: int) -> None:
         self.start = start
         self.row = start
-        self.columns: dict[str, list[NDArray[Any]]] = {name: [] for name in (*METRICS, "rank", "place", "length")}
+        self.columns: dict[str, list[NDArray[Any]]] = {name: [] for name in (*METRICS, "place", "length")}
         self.hashes: list[int] = []
         self.uncertain: list[Uncertain] = []
         self.targets = Targets()
-        self.trained = self.masked = 0
+        self.trained = self.masked = self.impossible = self.candidates = 0
         self.entropies = dict.fromkeys(ENTROPIES, 0)
 
     def add(self, batch: list[Sequence]) -> None:
         lengths = np.array([len(sequence) for sequence in batch])
         both = joined(batch)
         measured = measure(both, lengths)
-        outside = measured.has_target & ~measured.target_is_candidate
-        surprise = np.where(measured.has_target, -measured.target_logprob, np.nan)
+        outside = measured.has_target & (measured.target_place < 0)
+        surprise = np.where(measured.target_is_exact, -measured.target_logprob, np.nan)
         self.targets += _targets(both, measured, surprise, outside)
         self._count(batch, both, measured)
         self._tell(batch, measured, lengths)
@@ -187,7 +182,7 @@ class _Figures:
             ("tail", measured.tail),
             ("count", np.where(measured.scored, both.count, np.nan)),
             ("surprise", surprise),
-            ("rank", np.where(measured.has_target & (measured.target_rank > 0), measured.target_rank, np.nan)),
+            ("rank", np.where(measured.target_rank > 0, measured.target_rank, np.nan)),
             ("place", (rows << 24) + within),  # a sequence has at most 2^24 positions
             ("length", lengths),
         ):
@@ -201,8 +196,9 @@ class _Figures:
                 self.masked += int((sequence.loss_mask >= 0).sum())
         stored = int(measured.entropy_is_stored.sum())
         self.entropies["stored"] += stored
-        with_tail = both.normalised == "vocabulary" and both.draws is None
-        self.entropies[ENTROPIES[1] if with_tail else ENTROPIES[2]] += int((~np.isnan(measured.entropy)).sum()) - stored
+        self.entropies[entropy_without_stored(both)] += int((~np.isnan(measured.entropy)).sum()) - stored
+        self.impossible += int(measured.impossible.sum())
+        self.candidates += len(both.ids)
 
     def _tell(self, batch: list[Sequence], measured: Measures, lengths: NDArray[np.int64]) -> None:
         known = ~np.isnan(measured.entropy)
@@ -217,18 +213,18 @@ class _Figures:
     def collected(self, stored: Stored) -> Collected:
         columns = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in self.columns.items()}
         lengths = columns["length"].astype(np.float64)
-        rows = np.arange(self.start, self.start + len(lengths))
+        rows, places = np.arange(self.start, self.start + len(lengths)), columns["place"].astype(np.int64)
         return Collected(
             sequences=len(lengths),
             positions=int(lengths.sum()),
             scored=int((~np.isnan(columns["count"])).sum()),
+            impossible=self.impossible,
+            candidates=self.candidates,
             trained=self.trained,
             masked=self.masked,
             entropies=self.entropies,
-            moments={name: Moments.of(columns[name]) for name in METRICS} | {"length": Moments.of(lengths)},
-            histograms={name: Histogram.of(columns[name], edges) for name, edges in EDGES.items()},
-            sample=Sample.of(columns["place"].astype(np.int64), [columns[name] for name in METRICS]),
-            lengths=Sample.of(rows, [lengths]),
+            metrics={name: Collection.of(places, columns[name], EDGES[name]) for name in METRICS}
+            | {"length": Collection.of(rows, lengths, EDGES["length"])},
             targets=self.targets,
             hashes=((self.start, np.array(self.hashes, np.uint64)),),
             uncertain=self.uncertain,
@@ -241,9 +237,9 @@ def _targets(
 ) -> Targets:
     known = ~np.isnan(surprise)
     floor = np.full(len(surprise), np.nan)
-    if not np.isnan(measured.coverage[measured.scored]).any():
+    if has_tail(sequence):
         # Outside the candidates, a token has at most the last one's probability, and at most the tail's.
-        floor[measured.scored] = -ragged.lasts(sequence.logprobs, sequence.count).astype(np.float64)
+        floor[sequence.count > 0] = -ragged.lasts(sequence.logprobs, sequence.count).astype(np.float64)
         with_tail = np.isfinite(sequence.tail)
         floor[with_tail] = np.maximum(floor[with_tail], -sequence.tail[with_tail])
     floor[known] = surprise[known]

@@ -10,7 +10,7 @@ from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError
 from logitstore.look.alike import check_tokenizers
 from logitstore.look.calibration import Calibration
-from logitstore.look.compared import SPREADS, Compared, Difference, Match, Sums, Task, compare_part
+from logitstore.look.compared import GROUPS, SPREADS, Compared, Difference, Match, Sums, Task, compare_part
 from logitstore.look.parts import all_parts
 from logitstore.look.summaries import Moments, Spread
 from logitstore.processes import each
@@ -55,7 +55,7 @@ class Side:
         name: of the dataset.
         teacher: None where it is not known.
         sequences: in the dataset.
-        entropy: mean over candidates and the tail as one class, nats: a lower bound, alike for both.
+        entropy: mean, nats, over the candidates that both have and the rest as one class: alike for both.
         accuracy: share of real next tokens that are the best candidate.
         cross_entropy: mean of -logprob of the real next token, nats, where both know it; None where there is none.
         calibration: the best candidate's probability against how often it is the real next token, by tenths.
@@ -74,7 +74,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How two datasets differ. KL and JSD are lower bounds, see `logitstore.look.pairs`; KL has no upper one.
+    """How two datasets differ as they are stored. KL and JSD are lower bounds, see `logitstore.look.pairs`.
 
     Attributes:
         a: the first.
@@ -91,7 +91,6 @@ class Comparison:
         jsd: likewise, of the Jensen-Shannon divergence.
         logprobs_moved: mean |difference of logprobs| of the shared candidates, nats.
         logprobs_moved_at_most: the greatest.
-        percentiles_of: positions that percentiles are from.
         groups: means by value of the column asked for, most positions first, at most fifty.
         differences: the positions where the two differ most, by jsd.
         notes: what one should know.
@@ -111,7 +110,6 @@ class Comparison:
     jsd: Spread | None
     logprobs_moved: float | None
     logprobs_moved_at_most: float | None
-    percentiles_of: int
     groups: dict[str, Means]
     differences: list[Difference]
     notes: list[str]
@@ -146,6 +144,8 @@ def compare(
     found = Compared()
     for one in each(compare_part, task, all_parts(a), workers):
         found += one
+        if len(found.groups) > GROUPS:
+            raise InvalidInputError(f"the column {by!r} has over {GROUPS:,} values; break down by one that has fewer")
         if progress is not None:
             progress(found.matched + found.missing, len(a))
     if not found.total.positions:
@@ -155,10 +155,11 @@ def compare(
             "KL and JSD are unknown: they need the probability outside the candidates, which is not known of sampled "
             "distributions and of those normalised over the candidates"
         )
-    spreads = [
-        Spread.of(found.spreads[name], found.sample.rows[:, at], found.histograms[name])
-        for at, name in enumerate(SPREADS)
-    ]
+    if found.impossible:
+        notes.append(
+            f"{found.impossible:,} positions hold impossible numbers and are left out; see logitstore validate --deep"
+        )
+    spreads = [Spread.of(found.spreads[name]) for name in SPREADS]
     groups = sorted(found.groups.items(), key=lambda item: (-item[1].positions, item[0]))[:_LISTED]
     return Comparison(
         a=_side(a, found.calibrations[0], found.entropies[0]),
@@ -175,7 +176,6 @@ def compare(
         jsd=spreads[2],
         logprobs_moved=found.moved.mean,
         logprobs_moved_at_most=found.moved.greatest if found.moved.n else None,
-        percentiles_of=len(found.sample.keys),
         groups={name: Means.of(sums) for name, sums in groups},
         differences=found.differences,
         notes=notes,
@@ -200,7 +200,7 @@ def _check(a: Dataset, b: Dataset, by: str | None) -> list[str]:
     """What has to be said of the two; refuses those that cannot be compared."""
     known = check_tokenizers(a, b)
     if by is not None and by not in a.info.user_columns:
-        names = ", ".join(a.info.user_columns) or "none"
+        names = ", ".join(map(repr, a.info.user_columns)) or "none"
         raise InvalidInputError(f"{a.name} has no column {by!r} of its own; it has: {names}")
     notes = []
     if not known:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.dataset.reader import Dataset
-from logitstore.errors import InvalidInputError, SequenceNotFoundError
+from logitstore.errors import SequenceNotFoundError
 from logitstore.look.calibration import Calibration
-from logitstore.look.measures import COLUMNS, measure
+from logitstore.look.measures import COLUMNS, Measures, measure
 from logitstore.look.pairs import Pair, pair
-from logitstore.look.summaries import Histogram, Moments, Sample
+from logitstore.look.summaries import Collection, Moments
 from logitstore.shard.sequence import Sequence
 
 Match = Literal["id", "row"]
@@ -31,6 +31,10 @@ GROUPS: Final = 10_000
 SPREADS: Final = ("kl_ab", "kl_ba", "jsd")
 
 EDGES: Final = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 1000.0)
+
+
+_NONE: Final = Collection.of(np.empty(0, np.int64), np.empty(0), EDGES)
+_DIFFERENT: Final = 1e-9  # nats from which a position is worth listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +111,11 @@ class Compared:
         first_differing: (id, position) of one of them.
         total: sums.
         groups: likewise by value of a column.
+        impossible: positions left out, since numbers of one of them cannot be.
         moved: moments of |difference of logprobs| of the shared candidates.
-        spreads: moments of kl_ab, kl_ba and jsd.
-        histograms: likewise.
-        sample: rows of them.
+        spreads: numbers of kl_ab, kl_ba and jsd.
         calibrations: of a and b, at positions where both have a distribution and there is a next token.
-        entropies: moments of the entropies of a and b, nats.
+        entropies: moments of the entropies of a and b over the shared candidates and the rest, nats.
         differences: the largest, by jsd.
     """
 
@@ -123,12 +126,9 @@ class Compared:
     first_differing: tuple[tuple[str, int], ...] = ()
     total: Sums = field(default_factory=Sums)
     groups: dict[str, Sums] = field(default_factory=dict)
+    impossible: int = 0
     moved: Moments = field(default_factory=Moments)
-    spreads: dict[str, Moments] = field(default_factory=lambda: dict.fromkeys(SPREADS, Moments()))
-    histograms: dict[str, Histogram] = field(
-        default_factory=lambda: {name: Histogram.of(np.empty(0), EDGES) for name in SPREADS}
-    )
-    sample: Sample = field(default_factory=lambda: Sample.of(np.empty(0, np.int64), [np.empty(0)] * len(SPREADS)))
+    spreads: dict[str, Collection] = field(default_factory=lambda: dict.fromkeys(SPREADS, _NONE))
     calibrations: tuple[Calibration, Calibration] = field(default_factory=lambda: (Calibration(), Calibration()))
     entropies: tuple[Moments, Moments] = (Moments(), Moments())
     differences: list[Difference] = field(default_factory=list)
@@ -137,14 +137,12 @@ class Compared:
         added: dict[str, Any] = {
             f.name: getattr(self, f.name) + getattr(other, f.name)
             for f in fields(self)
-            if f.name not in ("groups", "spreads", "histograms", "calibrations", "entropies")
+            if f.name not in ("groups", "spreads", "calibrations", "entropies")
         }
         for name in ("calibrations", "entropies"):
             pairs = zip(getattr(self, name), getattr(other, name), strict=True)
             added[name] = tuple(a + b for a, b in pairs)
-        for name in ("spreads", "histograms"):
-            a, b = getattr(self, name), getattr(other, name)
-            added[name] = {key: a[key] + b[key] for key in a}
+        added["spreads"] = {key: self.spreads[key] + other.spreads[key] for key in SPREADS}
         keys = dict.fromkeys([*self.groups, *other.groups])
         added["groups"] = {key: self.groups.get(key, Sums()) + other.groups.get(key, Sums()) for key in keys}
         added["differences"] = heapq.nlargest(DIFFERENCES, added["differences"], key=lambda one: one.jsd)
@@ -167,47 +165,49 @@ class _Comparing:
 
     def __init__(self) -> None:
         self.columns: dict[str, list[NDArray[Any]]] = {
-            name: [] for name in (*SPREADS, "moved", "place", "confidence", "hit", "surprise", "entropy")
+            name: [] for name in (*SPREADS, "place", "confidence", "hit", "surprise", "entropy_a", "entropy_b")
         }
-        self.sequences = 0
+        self.sequences = self.impossible = 0
+        self.moved = Moments()
         self.total = Sums()
         self.groups: dict[str, Sums] = {}
         self.differences: list[Difference] = []
 
     def add(self, a: Sequence, b: Sequence, row: int, group: str | None) -> None:
         """Compare two sequences of the same tokens."""
-        found = pair(a, b)
-        if len(found.rows) == 0:
+        measured = [measure(one) for one in (a, b)]
+        self.impossible += int((measured[0].impossible | measured[1].impossible).sum())
+        rows = np.flatnonzero(measured[0].scored & measured[1].scored)
+        if len(rows) == 0:
             return
+        found = pair(a, b, rows)
         sums = Sums.of(found)
         self.sequences += 1
         self.total += sums
         if group is not None:
             self.groups[group] = self.groups.get(group, Sums()) + sums
-        for name in SPREADS:
+        for name in (*SPREADS, "entropy_a", "entropy_b"):
             self.columns[name].append(getattr(found, name))
-        self.columns["moved"].append(found.moved)
+        self.moved += found.moved
         self.columns["place"].append((row << 24) + found.rows)  # a sequence has at most 2^24 positions
-        self._judge(a, b, found.rows)
+        self._judge(a, b, measured, rows)
         self.differences += _differences(a, b, found, row)
         if len(self.differences) > 4 * DIFFERENCES:
             self.differences = heapq.nlargest(DIFFERENCES, self.differences, key=lambda one: one.jsd)
 
-    def _judge(self, a: Sequence, b: Sequence, rows: NDArray[np.int64]) -> None:
-        """The teachers against the real next tokens, and their entropies: arrays [2, ...]."""
-        measured = [measure(one, stored_entropy=False) for one in (a, b)]  # alike, whoever stored it
+    def _judge(self, a: Sequence, b: Sequence, measured: list[Measures], rows: NDArray[np.int64]) -> None:
+        """The teachers against the real next tokens: arrays [2, ...]."""
         judged = rows[measured[0].has_target[rows]]
-        surprise = np.stack([-one.target_logprob[judged] for one in measured])
-        surprise[:, np.isnan(surprise).any(axis=0)] = np.nan
+        exact = measured[0].target_is_exact[judged] & measured[1].target_is_exact[judged]
+        surprise = [np.where(exact, -one.target_logprob[judged], np.nan) for one in measured]
         best = [one.probabilities[sequence.offsets[judged]] for one, sequence in zip(measured, (a, b), strict=True)]
         self.columns["confidence"].append(np.stack(best))
         self.columns["hit"].append(np.stack([one.target_rank[judged] == 1 for one in measured]))
-        self.columns["surprise"].append(surprise)
-        self.columns["entropy"].append(np.stack([one.entropy[rows] for one in measured]))
+        self.columns["surprise"].append(np.stack(surprise))
 
     def compared(self, **counts: Any) -> Compared:
         if not self.sequences:
-            return Compared(**counts)
+            return Compared(**counts, impossible=self.impossible)
         columns = {name: np.concatenate(parts, axis=-1) for name, parts in self.columns.items()}
         judged = zip(columns["confidence"], columns["hit"], columns["surprise"], strict=True)
         first, second = (Calibration.of(*one) for one in judged)
@@ -216,19 +216,18 @@ class _Comparing:
             **counts,
             total=self.total,
             groups=self.groups,
-            moved=Moments.of(columns["moved"]),
-            spreads={name: Moments.of(columns[name]) for name in SPREADS},
-            histograms={name: Histogram.of(columns[name], EDGES) for name in SPREADS},
-            sample=Sample.of(columns["place"], [columns[name] for name in SPREADS]),
+            impossible=self.impossible,
+            moved=self.moved,
+            spreads={name: Collection.of(columns["place"], columns[name], EDGES) for name in SPREADS},
             calibrations=(first, second),
-            entropies=(Moments.of(columns["entropy"][0]), Moments.of(columns["entropy"][1])),
+            entropies=(Moments.of(columns["entropy_a"]), Moments.of(columns["entropy_b"])),
             differences=heapq.nlargest(DIFFERENCES, self.differences, key=lambda one: one.jsd),
         )
 
 
 def _differences(a: Sequence, b: Sequence, found: Pair, row: int) -> Iterator[Difference]:
     """The positions of a sequence that may be among those that differ most."""
-    known = np.flatnonzero(~np.isnan(found.jsd))
+    known = np.flatnonzero(found.jsd > _DIFFERENT)
     for at in known[np.argsort(-found.jsd[known], kind="stable")[:DIFFERENCES]].tolist():
         position = int(found.rows[at])
         yield Difference(
@@ -253,7 +252,6 @@ def compare_part(task: Task, part: slice) -> Compared:
 
     Raises:
         CorruptDataError: a chunk's bytes are not what was written.
-        InvalidInputError: the column has too many values.
     """
     comparing = _Comparing()
     counts = {"matched": 0, "missing": 0, "differing": 0}
@@ -272,10 +270,6 @@ def compare_part(task: Task, part: slice) -> Compared:
             first = first or ((a.id, alike),)
         group = None if task.by is None else _group(a.columns[task.by])
         comparing.add(_first(a, alike), _first(b, alike), row, group)
-        if len(comparing.groups) > GROUPS:
-            raise InvalidInputError(
-                f"the column {task.by!r} has over {GROUPS:,} values; break down by one that has fewer"
-            )
     return comparing.compared(**counts, first_differing=first)
 
 
@@ -323,4 +317,6 @@ def _first(sequence: Sequence, positions: int) -> Sequence:
 
 
 def _group(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if value is None:
+        return "(none)"
+    return json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -12,10 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
+from logitstore.limits import PROBABILITY_SLACK
 from logitstore.shard.sequence import Sequence
 
 COLUMNS: Final = ("tokens", "ids", "logprobs", "draws", "tail", "target_logprob", "target_rank", "entropy")
 """What has to be selected for `measure`."""
+
+ENTROPIES: Final = ("stored", "candidates and tail", "draws", "candidates")
+"""Where the entropy of a position is from: the whole vocabulary; the candidates, and the tail as one class, which is a
+lower bound; the draws, which is an estimate; the candidates alone, of which only ratios are known."""
+
+_MOST: Final = 2.0  # probabilities of one position sum to at most exp(1 / 2), by the coarsest grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +30,34 @@ class Measures:
     """T positions; NaN (rank: 0) where something is unknown.
 
     Attributes:
-        scored: bool [T], whether there is a distribution.
-        probabilities: float64 [N] of the candidates, see `probabilities`.
+        scored: bool [T], whether there is a distribution, and no number in it is impossible.
+        impossible: bool [T]: a logprob above 0 or none, or probabilities that sum to over 2; what is forged. Nothing
+            else is known of such a position.
+        probabilities: float64 [N] of the candidates; made to sum to one where only their ratios are known.
         coverage: float64 [T], the probability that the candidates have together; NaN where that is not known: sampled
             distributions, and those normalised over the candidates.
         tail: float64 [T], the stored probability of everything else; NaN likewise.
-        entropy: float64 [T]: the stored entropy, else that of the candidates and of the tail as one class,
-            renormalised: a lower bound. NaN where there is no tail, unless there can be none: then it is that of the
-            candidates alone.
+        entropy: float64 [T]: the stored entropy, else what `entropy_without_stored` says.
         entropy_is_stored: bool [T].
-        target_rank: int64 [T], rank of the target from 1, found among the candidates or stored; 0 where unknown.
-        target_logprob: float64 [T], likewise.
-        target_is_candidate: bool [T].
+        target_place: int64 [T], place of the target among the candidates from 0; -1 where it is none.
+        target_rank: int64 [T], rank of the target from 1: as stored, else by its place; 0 where unknown.
+        target_logprob: float64 [T]: as stored, else that of the candidate.
+        target_is_exact: bool [T]: the logprob is stored, or that of a candidate, and the distributions are neither
+            sampled nor normalised over the candidates.
         has_target: bool [T]: a distribution, and a token after it.
     """
 
     scored: NDArray[np.bool_]
+    impossible: NDArray[np.bool_]
     probabilities: NDArray[np.float64]
     coverage: NDArray[np.float64]
     tail: NDArray[np.float64]
     entropy: NDArray[np.float64]
     entropy_is_stored: NDArray[np.bool_]
+    target_place: NDArray[np.int64]
     target_rank: NDArray[np.int64]
     target_logprob: NDArray[np.float64]
-    target_is_candidate: NDArray[np.bool_]
+    target_is_exact: NDArray[np.bool_]
     has_target: NDArray[np.bool_]
 
 
@@ -59,33 +70,86 @@ def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_e
         stored_entropy: take the stored entropy where there is one.
     """
     count = sequence.count
-    scored = count > 0
-    has_tail = sequence.normalised == "vocabulary" and sequence.draws is None
-    logprobs = normalised_logprobs(sequence)
+    with_tail = has_tail(sequence)
+    logprobs = normalised_logprobs(sequence.logprobs, count, sequence.normalised)
     with np.errstate(all="ignore"):  # NaN and log 0 are what they should be; forged values may overflow
         probabilities = np.exp(logprobs)
         mass = ragged.row_sums(probabilities, count)
-        tail = np.exp(sequence.tail, dtype=np.float64) if has_tail else np.full(len(count), np.nan)
-        entropy = _entropy(probabilities, logprobs, count, mass, tail if has_tail else np.zeros(len(count)))
-    entropy[~scored] = np.nan
+        impossible = ~(mass <= _MOST)
+        if len(logprobs) and not (np.isfinite(logprobs.min()) and logprobs.max() <= PROBABILITY_SLACK):
+            wrong = ~(np.isfinite(logprobs) & (logprobs <= PROBABILITY_SLACK))
+            impossible |= ragged.row_sums(wrong, count) > 0
+        tail = np.exp(sequence.tail, dtype=np.float64) if with_tail else np.full(len(count), np.nan)
+        entropy = _entropy(probabilities, logprobs, count, mass, tail if with_tail else np.zeros(len(count)))
+    impossible |= tail > _MOST
+    scored = (count > 0) & ~impossible
+    for values in (entropy, tail):
+        values[~scored] = np.nan
     is_stored = np.zeros(len(count), np.bool_)
     if stored_entropy and sequence.entropy is not None:
-        is_stored = scored & ~np.isnan(sequence.entropy)
+        is_stored = scored & np.isfinite(sequence.entropy) & (sequence.entropy >= 0)
         entropy[is_stored] = sequence.entropy[is_stored]
     following, has_following = _following(sequence.tokens, lengths)
-    rank, target, found = _targets(sequence, logprobs, following)
+    place, at = _places(sequence, following)
+    rank = place + 1
+    target = np.where(place >= 0, logprobs[at], np.nan) if len(logprobs) else np.full(len(count), np.nan)
+    exact = np.full(len(count), with_tail) & (place >= 0)
+    if sequence.target_rank is not None:
+        rank = np.where(sequence.target_rank > 0, sequence.target_rank, rank)
+    if sequence.target_logprob is not None:
+        known = np.isfinite(sequence.target_logprob) & (sequence.target_logprob <= PROBABILITY_SLACK)
+        target = np.where(known, sequence.target_logprob, target)
+        exact |= known
+    has_target = scored & has_following
     return Measures(
         scored=scored,
+        impossible=impossible,
         probabilities=probabilities,
-        coverage=np.where(scored, mass, np.nan) if has_tail else np.full(len(count), np.nan),
+        coverage=np.where(scored, mass, np.nan) if with_tail else np.full(len(count), np.nan),
         tail=tail,
         entropy=entropy,
         entropy_is_stored=is_stored,
-        target_rank=rank,
-        target_logprob=target,
-        target_is_candidate=found,
-        has_target=scored & has_following,
+        target_place=np.where(has_target, place, -1),
+        target_rank=np.where(has_target, rank, 0),
+        target_logprob=np.where(has_target, target, np.nan),
+        target_is_exact=exact & has_target,
+        has_target=has_target,
     )
+
+
+def has_tail(sequence: Sequence) -> bool:
+    """Whether the probability outside the candidates is known: they are neither sampled nor all that was kept."""
+    return sequence.normalised == "vocabulary" and sequence.draws is None
+
+
+def entropy_without_stored(sequence: Sequence) -> str:
+    """Where the entropy of a position is from that is not stored, one of `ENTROPIES`."""
+    if sequence.draws is not None:
+        return ENTROPIES[2]
+    return ENTROPIES[1] if sequence.normalised == "vocabulary" else ENTROPIES[3]
+
+
+def everything_else(sequence: Sequence, measured: Measures, listed: int) -> NDArray[np.float64]:
+    """Probability, float64 [T], of all tokens but the best candidates listed and the target; NaN where unknown.
+
+    That of the tail too, where there can be one. A target that is not listed is shown on a line of its own; where its
+    probability is not known, it is contained.
+    """
+    count = sequence.count
+    unlisted = np.where(ragged.ranks(count) < listed, 0.0, measured.probabilities)
+    rest = ragged.row_sums(unlisted, count)
+    if has_tail(sequence):
+        rest = rest + measured.tail
+    inside = has_tail(sequence) | (measured.target_place >= 0)
+    own_line = inside & ((measured.target_place < 0) | (measured.target_place >= listed))
+    stored = np.exp(measured.target_logprob)
+    stored[np.isnan(stored)] = 0.0
+    own = np.where(own_line, stored, 0.0)
+    among = own_line & (measured.target_place >= 0)  # what is stored beside may be of another kind
+    own[among] = measured.probabilities[sequence.offsets[:-1][among] + measured.target_place[among]]
+    rest = np.clip(rest - own, 0.0, 1.0)  # rounding: stored probabilities may add up to a little more than one
+    rest[~measured.scored] = np.nan
+    return np.asarray(rest)
 
 
 def joined(sequences: list[Sequence]) -> Sequence:
@@ -109,14 +173,21 @@ def joined(sequences: list[Sequence]) -> Sequence:
     return Sequence.of(fields)
 
 
-def normalised_logprobs(sequence: Sequence) -> NDArray[np.float64]:
-    """Logprobs, float64 [N]; made to sum to one where only the ratios of the candidates are known."""
-    logprobs = sequence.logprobs.astype(np.float64)
-    if sequence.normalised != "candidates" or len(logprobs) == 0:
-        return logprobs
-    present = ragged.present(sequence.count)
-    logprobs -= ragged.spread(ragged.heads(logprobs, present), present)  # the best is 0: no sum overflows
-    return np.asarray(logprobs - ragged.spread(np.log(ragged.row_sums(np.exp(logprobs), present)), present))
+def normalised_logprobs(logprobs: NDArray[np.float32], count: NDArray[Any], normalised: str) -> NDArray[np.float64]:
+    """Logprobs, float64 [N]; made to sum to one where they are normalised over the candidates: only ratios are known.
+
+    Args:
+        logprobs: float32 [N].
+        count: candidates of each position [T].
+        normalised: `vocabulary` or `candidates`.
+    """
+    values = logprobs.astype(np.float64)
+    if normalised != "candidates" or len(values) == 0:
+        return values
+    present = ragged.present(count)
+    with np.errstate(all="ignore"):  # forged values may be infinite
+        values -= ragged.spread(ragged.heads(values, present), present)  # the best is 0: no sum overflows
+        return np.asarray(values - ragged.spread(np.log(ragged.row_sums(np.exp(values), present)), present))
 
 
 def _entropy(
@@ -142,25 +213,16 @@ def _following(tokens: NDArray[np.uint32], lengths: NDArray[Any] | None) -> tupl
     return following, following >= 0
 
 
-def _targets(
-    sequence: Sequence, logprobs: NDArray[np.float64], following: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
-    """(rank int64 [T], logprob float64 [T], whether from the candidates) of the target, else as stored."""
+def _places(sequence: Sequence, following: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(place among the candidates, else -1; place in the flat arrays, else 0) of what follows each position: [T]."""
     count, length = sequence.count, len(sequence.count)
-    rank, target = np.zeros(length, np.int64), np.full(length, np.nan)
-    if sequence.target_rank is not None:
-        rank[:] = sequence.target_rank
-    if sequence.target_logprob is not None:
-        target[:] = sequence.target_logprob
     if k := ragged.uniform(count):
         at = np.flatnonzero(sequence.ids.reshape(-1, k) == following[:, None])
-        row, place = np.divmod(at, k)
+        row, inside = np.divmod(at, k)
     else:
         at = np.flatnonzero(sequence.ids == ragged.spread(following, count))
         row = np.searchsorted(sequence.offsets, at, side="right") - 1
-        place = at - sequence.offsets[row]
-    rank[row] = place + 1
-    target[row] = logprobs[at]
-    found = np.zeros(length, np.bool_)
-    found[row] = True
-    return rank, target, found
+        inside = at - sequence.offsets[row]
+    place, flat = np.full(length, -1, np.int64), np.zeros(length, np.int64)
+    place[row], flat[row] = inside, at
+    return place, flat

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -18,15 +19,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from logitstore.dataset.reader import Dataset
-from logitstore.encoding import ragged
 from logitstore.errors import InvalidInputError, RowIndexError, SequenceNotFoundError
 from logitstore.look.alike import check_tokenizers
-from logitstore.look.measures import COLUMNS, Measures, measure
+from logitstore.look.page_data import Tokens, sequence_data
+from logitstore.look.words import SHADES, to_be_read
 from logitstore.shard.sequence import Sequence
-from logitstore.text import label, readable, running, shortened
 from logitstore.tokenizer import Tokenizer
 
 ROWS: Final = 5
@@ -38,12 +37,7 @@ CANDIDATES: Final = 10
 POSITIONS: Final = 50_000
 """Positions that a page holds at most, and that are served at a time: about 200 bytes each."""
 
-PROMPT: Final = "prompt"
-"""The column in which importers keep the text of a prompt whose tokens they do not know."""
-
 _SCRIPTS: Final = ("model.js", "source.js", "chart.js", "text.js", "panel.js", "dialog.js", "view.js")
-_TOKEN_TEXT: Final = 1024  # characters of one token in running text: a vocabulary may hold anything
-_PROMPT_TEXT: Final = 65_536
 _COMMON_SEARCHED: Final = 1000  # sequences of which one has to be in the other dataset too
 
 
@@ -58,42 +52,6 @@ class Collected:
 
     data: dict[str, Any]
     notes: list[str]
-
-
-@dataclass(slots=True)
-class Tokens:
-    """The table of the distinct tokens of a page: elsewhere a token is its place in it.
-
-    Args:
-        tokenizers: the first that knows a token says its text.
-    """
-
-    tokenizers: tuple[Tokenizer | None, ...]
-    ids: list[int] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    _places: dict[int, int] = field(default_factory=dict)
-
-    def places(self, ids: NDArray[Any]) -> list[int]:
-        """The place of each of some token ids; new ones are added, frequent ones first since they are shorter then."""
-        distinct, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        known = distinct.tolist()
-        for at in np.argsort(-counts, kind="stable").tolist():
-            if known[at] not in self._places:
-                self._places[known[at]] = len(self.ids)
-                self.ids.append(known[at])
-                self.labels.append(label(self._knowing(known[at]), known[at]))
-        table = np.asarray([self._places[token] for token in known], np.int64)
-        return list(table[inverse].tolist())
-
-    def as_data(self) -> dict[str, Any]:
-        """Ids and labels, side by side."""
-        return {"ids": self.ids, "labels": self.labels}
-
-    def _knowing(self, token: int) -> Tokenizer | None:
-        for tokenizer in self.tokenizers:
-            if tokenizer is not None and tokenizer.token_bytes(token) is not None:
-                return tokenizer
-        return self.tokenizers[0]
 
 
 class Viewed:
@@ -113,12 +71,19 @@ class Viewed:
             raise InvalidInputError(f"{candidates} candidates of each position; give a number from 1")
         self.candidates = candidates
         self.whole = dataset
-        self._dataset = _needed(dataset)
-        self._other = None if other is None else _needed(other)
+        self._dataset = to_be_read(dataset)
+        self._other = None if other is None else to_be_read(other)
         self._datasets = (dataset,) if other is None else (dataset, other)
-        if other is not None:
-            _check_comparable(dataset, other)
-        self._tokenizers = tuple(each.tokenizer() for each in self._datasets)
+        self._notes: list[str] = []
+        own = dataset.tokenizer()
+        self._tokenizers: tuple[Tokenizer | None, ...] = (own,)  # those that say the texts, each once
+        if other is not None and not _check_comparable(dataset, other):
+            self._notes.append("It could not be checked that both have the same vocabulary.")
+            others = other.tokenizer()
+            if own is None or others is None:
+                self._tokenizers = (own or others,)
+            else:
+                self._tokenizers = (own, others)
 
     def split(self, name: str | None) -> Dataset:
         """The dataset, or one split of it, with the columns that a page shows.
@@ -137,7 +102,8 @@ class Viewed:
         return {
             "datasets": [_dataset_data(each) for each in self._datasets],
             "splits": [{"name": name, "sequences": len(self.whole.split(name))} for name in self.whole.splits],
-            "candidates": self.candidates,
+            "shades": SHADES,
+            "notes": self._notes,
         }
 
     def sequence(self, sequence: Sequence, row: int, tokens: Tokens, start: int, limit: int) -> dict[str, Any]:
@@ -154,7 +120,7 @@ class Viewed:
             CorruptDataError: the bytes of the other dataset's sequence are not what was written.
         """
         window = slice(start, start + limit)
-        views = [sequence_data(sequence, tokens, self._tokenizers[0], self.candidates, window)]
+        views = [sequence_data(sequence, tokens, 0, self.candidates, window)]
         if self._other is not None:
             views.append(self._beside(self._other, sequence, tokens, window))
         return {"row": row, "id": sequence.id, "positions": len(sequence), "start": start, "views": views}
@@ -166,48 +132,7 @@ class Viewed:
             return {"problem": f"{name_of(other)} has no sequence with this id."}
         if not np.array_equal(found.tokens, sequence.tokens):
             return {"problem": f"{name_of(other)} has other tokens under this id: the two cannot be compared."}
-        return sequence_data(found, tokens, self._tokenizers[1], self.candidates, window)
-
-
-def sequence_data(
-    sequence: Sequence, tokens: Tokens, tokenizer: Tokenizer | None, candidates: int, window: slice
-) -> dict[str, Any]:
-    """The positions of a sequence as flat lists; null where something is unknown.
-
-    Of position t, the distribution of the token after t: `count`, `entropy` (nats), `exact` (whether that is of the
-    whole vocabulary, not a lower bound), `rest` (probability of everything that is not listed), `more` (that of the
-    candidates that are not listed; only where some `rest` is unknown), `draws`. Of the token t, as position t - 1
-    expected it: `rank` (0: unknown) and `surprise` (nats). The listed candidates of all positions follow one another
-    in `candidates` and `probabilities`, min(count, listed) of each.
-
-    Args:
-        sequence: T positions.
-        tokens: table of tokens, which grows; `tokens` and `candidates` are places in it.
-        tokenizer: says the text of the tokens where it is not their label.
-        candidates: how many of each position are listed.
-        window: the positions.
-    """
-    measures = measure(sequence)
-    count = sequence.count.astype(np.int64)
-    listed = ragged.ranks(count) < candidates
-    inside = _within(count, window)
-    shown = listed & inside
-    data: dict[str, Any] = {
-        "kind": "draws" if sequence.draws is not None else sequence.normalised,
-        "listed": candidates,
-        "tokens": tokens.places(sequence.tokens[window]),
-        "candidates": tokens.places(sequence.ids[shown]),
-        "probabilities": _rounded(measures.probabilities[shown]),
-        "count": _same(count[window].tolist()),
-        "entropy": _rounded(np.maximum(measures.entropy[window], 0)),
-        "exact": _same(measures.entropy_is_stored[window].tolist()),
-    }
-    data |= _texts(sequence, tokens, tokenizer, data["tokens"], window)
-    data |= _rest(measures, count, listed, window)
-    data |= _expected(measures, window)
-    if sequence.draws is not None:
-        data["draws"] = _same(ragged.row_sums(sequence.draws, count)[window].astype(np.int64).tolist())
-    return data
+        return sequence_data(found, tokens, len(self._tokenizers) - 1, self.candidates, window)
 
 
 def collect(
@@ -321,23 +246,32 @@ def name_of(dataset: Dataset) -> str:
     """What to call a dataset where its path is nobody's business: the last part of it."""
     path = dataset.path
     if isinstance(path, Path):
-        return path.resolve().name or "dataset"
-    return urlsplit(path).path.rstrip("/").rpartition("/")[2].partition("@")[0] or "dataset"  # without a revision
+        name = path.resolve().name
+    else:
+        name = urlsplit(path).path.rstrip("/").rpartition("/")[2].partition("@")[0]  # without a revision
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", name) or "dataset"  # bytes that are no UTF-8
 
 
-def _needed(dataset: Dataset) -> Dataset:
-    prompt = [PROMPT] if PROMPT in dataset.info.user_columns else []
-    return dataset.select([*COLUMNS, *prompt])
+def check_row(dataset: Dataset, row: int) -> None:
+    """Refuse a row that is not there.
+
+    Raises:
+        RowIndexError: it is outside the dataset, or there are none; it is said which there are.
+    """
+    if not 0 <= row < len(dataset):
+        there = f"the rows are 0 to {len(dataset) - 1}" if len(dataset) else "there are no sequences"
+        raise RowIndexError(f"there is no row {row}: {there}")
 
 
-def _check_comparable(dataset: Dataset, other: Dataset) -> None:
-    check_tokenizers(dataset, other)
+def _check_comparable(dataset: Dataset, other: Dataset) -> bool:
+    """Whether their tokenizers are known to be the same; what is known to differ, or to have no sequence, fails."""
+    same = check_tokenizers(dataset, other)
     for sequence in dataset[:_COMMON_SEARCHED].select([]):
         try:
             other.row_of(sequence.id)
         except SequenceNotFoundError:
             continue
-        return
+        return same
     raise InvalidInputError(
         f"none of the first {min(len(dataset), _COMMON_SEARCHED):,} sequences of {name_of(dataset)} is in "
         f"{name_of(other)}; sequences are matched by id"
@@ -352,8 +286,7 @@ def _chosen(dataset: Dataset, rows: Iterable[int] | None, ids: Iterable[str]) ->
     seen = set()
     for source in (rows, named):
         for row in source:
-            if not 0 <= row < len(dataset):
-                raise RowIndexError(f"row {row} of a dataset of {len(dataset)} sequences")
+            check_row(dataset, row)
             if row not in seen:
                 seen.add(row)
                 yield row
@@ -374,68 +307,6 @@ def _published(teacher: str) -> str:
     """A teacher's name; of one that was a directory, which is nobody's business, the last part."""
     local = teacher.startswith(("/", "~", ".", "\\")) or teacher[1:2] == ":"
     return teacher.replace("\\", "/").rstrip("/").rpartition("/")[2] if local else teacher
-
-
-def _texts(
-    sequence: Sequence, tokens: Tokens, tokenizer: Tokenizer | None, places: list[int], window: slice
-) -> dict[str, Any]:
-    """`after`: what follows each token's label; `at`, `text`: tokens whose text where they stand is not their label."""
-    if tokenizer is None:
-        return {"after": " ", "at": [], "text": []}
-    ids = sequence.tokens[window].tolist()
-    texts = [shortened(readable(text, keep="\n\t"), _TOKEN_TEXT) for text in running(tokenizer, ids)]
-    prompt = _prompt(sequence, tokenizer) if texts and window.start == 0 else None
-    if prompt is not None:
-        texts[0] = shortened(readable(prompt, keep="\n\t"), _PROMPT_TEXT)
-    differ = [at for at, text in enumerate(texts) if text != tokens.labels[places[at]]]
-    data: dict[str, Any] = {"after": "", "at": differ, "text": [texts[at] for at in differ]}
-    return data | ({} if prompt is None else {"prompt": True})
-
-
-def _prompt(sequence: Sequence, tokenizer: Tokenizer) -> str | None:
-    """The prompt for which an unknown first token stands."""
-    prompt = sequence.columns.get(PROMPT)
-    known = len(sequence) == 0 or tokenizer.token_bytes(int(sequence.tokens[0])) is not None
-    return prompt if isinstance(prompt, str) and prompt and not known else None
-
-
-def _rest(measures: Measures, count: NDArray[Any], listed: NDArray[np.bool_], window: slice) -> dict[str, Any]:
-    more = ragged.row_sums(np.where(listed, 0, measures.probabilities), count)[window]
-    rest = measures.tail[window] + more
-    data: dict[str, Any] = {"rest": _rounded(rest)}
-    if np.isnan(rest[count[window] > 0]).any():
-        data["more"] = _rounded(more)
-    return data
-
-
-def _expected(measures: Measures, window: slice) -> dict[str, Any]:
-    """Of each token, what the position before it says of it."""
-    rank = np.concatenate([[0], measures.target_rank])[:-1]
-    surprise = np.concatenate([[np.nan], -measures.target_logprob])[:-1]
-    before = bool(window.start and measures.scored[window.start - 1 : window.start].any())
-    return {
-        "rank": rank[window].tolist(),
-        "surprise": _rounded(np.maximum(surprise[window], 0)),
-        "before": before,
-    }
-
-
-def _within(count: NDArray[np.int64], window: slice) -> NDArray[np.bool_]:
-    """Which candidates belong to the positions of a window: bool [N]."""
-    positions = np.zeros(len(count), np.bool_)
-    positions[window] = True
-    return ragged.spread(positions, count)
-
-
-def _rounded(values: NDArray[Any]) -> list[float | None]:
-    """To five significant digits; None where there is no finite number."""
-    finite = np.isfinite(values).tolist()
-    return [float(f"{value:.5g}") if ok else None for value, ok in zip(values.tolist(), finite, strict=True)]
-
-
-def _same(values: list[Any]) -> Any:
-    """One value where all are equal, else the list."""
-    return values[0] if values and values.count(values[0]) == len(values) else values
 
 
 def _asset(name: str) -> str:

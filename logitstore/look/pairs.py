@@ -3,8 +3,11 @@
 Both are taken over the candidates that they share and one class for everything else, *the rest*: candidates that only
 one of them has, and the tail. That makes KL and JSD lower bounds (the log-sum inequality); JSD has an upper bound too,
 where the rests have nothing in common; KL has none, since a token's probability in the other tail may be as small as
-one likes. Each distribution is divided by the sum of its candidates and tail, which rounding moves from 1. A tail of
-zero counts as 2^-24: the sum of float32 probabilities does not tell less.
+one likes. They are bounds for the distributions as they are stored: a tail is stored to 1/64 nat, and a grid's values
+to half a step, which alone may make up 1e-5 nats, and where a tail holds much, 1e-3.
+
+Each distribution is divided by the sum of its candidates and tail, which rounding moves from 1. A tail of zero counts
+as 2^-24: the sum of float32 probabilities does not tell less.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
-from logitstore.look.measures import normalised_logprobs
+from logitstore.look.measures import has_tail, normalised_logprobs
+from logitstore.look.summaries import Moments
 from logitstore.shard.sequence import Sequence
 
 LEAST_TAIL: Final = 2.0**-24
 """The probability that a tail counts with at least."""
+
+_NOTHING: Final = 1e-15
+_WITH_REST: Final = ("kl_ab", "kl_ba", "jsd", "jsd_at_most", "shared_a", "shared_b", "entropy_a", "entropy_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,10 @@ class Pair:
         overlap: float64 [R], shared candidates over the smaller number of candidates.
         shared_a: float64 [R], a's probability of the shared candidates; NaN where only ratios are known.
         shared_b: float64 [R], b's.
+        entropy_a: float64 [R], of a over the shared candidates and the rest; NaN where there is no rest.
+        entropy_b: float64 [R], of b.
         identical: bool [R], the same candidates with the same logprobs.
-        moved: float64 [M], |logprob in a - logprob in b| of the shared candidates.
+        moved: |logprob in a - logprob in b| of the shared candidates.
     """
 
     rows: NDArray[np.int64]
@@ -50,44 +59,44 @@ class Pair:
     overlap: NDArray[np.float64]
     shared_a: NDArray[np.float64]
     shared_b: NDArray[np.float64]
+    entropy_a: NDArray[np.float64]
+    entropy_b: NDArray[np.float64]
     identical: NDArray[np.bool_]
-    moved: NDArray[np.float64]
+    moved: Moments
 
 
-def has_rest(sequence: Sequence) -> bool:
-    """Whether the probability outside the candidates is known: neither sampled nor normalised over the candidates."""
-    return sequence.normalised == "vocabulary" and sequence.draws is None
+def pair(a: Sequence, b: Sequence, rows: NDArray[np.int64]) -> Pair:
+    """Compare two sequences of the same tokens.
 
-
-def pair(a: Sequence, b: Sequence) -> Pair:
-    """Compare two sequences of the same tokens, position by position."""
-    both = (a.count > 0) & (b.count > 0)
-    rows = np.flatnonzero(both)
-    log_p, log_q = normalised_logprobs(a), normalised_logprobs(b)
+    Args:
+        a: the first.
+        b: the second.
+        rows: int64 [R], ascending: positions where both have a distribution, of possible numbers.
+    """
+    log_p, log_q = (normalised_logprobs(one.logprobs, one.count, one.normalised) for one in (a, b))
     at_a, at_b = _shared(a, b)
     at = ragged.rows(a.count)[at_a]  # the position of each shared candidate
-    moved = np.abs(log_p[at_a] - log_q[at_b])
+    with np.errstate(all="ignore"):  # what is forged is in none of the rows
+        moved = np.abs(log_p[at_a] - log_q[at_b])
+        largest = np.zeros(len(a.count))
+        np.maximum.at(largest, at, moved)
+    wanted = np.zeros(len(a.count), np.bool_)
+    wanted[rows] = True
     n = np.bincount(at, minlength=len(a.count))[rows]
     count_a, count_b = a.count[rows].astype(np.int64), b.count[rows].astype(np.int64)
-    largest = np.zeros(len(a.count))
-    np.maximum.at(largest, at, moved)
-    known = has_rest(a) and has_rest(b)
-    p = _Side.of(a, log_p, at_a, at) if known else None
-    q = _Side.of(b, log_q, at_b, at) if known else None
     unknown = np.full(len(rows), np.nan)
-    kl_ab, kl_ba, jsd, jsd_at_most = (unknown,) * 4 if p is None or q is None else _divergences(p, q, at, rows)
+    known: dict[str, NDArray[np.float64]] = dict.fromkeys(_WITH_REST, unknown)
+    if has_tail(a) and has_tail(b):
+        with np.errstate(all="ignore"):
+            p, q = _Side.of(a, log_p, at_a, at), _Side.of(b, log_q, at_b, at)
+            known = _divergences(p, q, at, rows)
     return Pair(
         rows=rows,
-        kl_ab=kl_ab,
-        kl_ba=kl_ba,
-        jsd=jsd,
-        jsd_at_most=jsd_at_most,
+        **known,
         agree=a.ids[a.offsets[rows]] == b.ids[b.offsets[rows]],
         overlap=n / np.minimum(count_a, count_b),
-        shared_a=unknown if p is None else p.shared[rows],
-        shared_b=unknown if q is None else q.shared[rows],
         identical=(n == count_a) & (n == count_b) & (largest[rows] == 0),
-        moved=moved,
+        moved=Moments.of(moved[wanted[at]]),
     )
 
 
@@ -133,10 +142,8 @@ class _Side:
         )
 
 
-def _divergences(
-    p: _Side, q: _Side, at: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(KL(p ‖ q), KL(q ‖ p), JSD, JSD at most) of these rows."""
+def _divergences(p: _Side, q: _Side, at: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Those of `_WITH_REST` at these rows."""
     shared_p, shared_q = np.exp(p.log_p), np.exp(q.log_p)
     log_mean = np.log((shared_p + shared_q) / 2)
     rest_p, rest_q = p.rest[rows], q.rest[rows]
@@ -149,4 +156,18 @@ def _divergences(
     kl_qp = inside(shared_q * (q.log_p - p.log_p)) + rest_q * np.log(rest_q / rest_p)
     among = inside(shared_p * (p.log_p - log_mean) + shared_q * (q.log_p - log_mean)) / 2
     rest = (rest_p * np.log(rest_p / rest_mean) + rest_q * np.log(rest_q / rest_mean)) / 2
-    return kl_pq, kl_qp, among + rest, among + rest_mean * np.log(2)
+    return {
+        "kl_ab": _from_zero(kl_pq),
+        "kl_ba": _from_zero(kl_qp),
+        "jsd": _from_zero(among + rest),
+        "jsd_at_most": among + rest_mean * np.log(2),
+        "shared_a": p.shared[rows],
+        "shared_b": q.shared[rows],
+        "entropy_a": -inside(shared_p * p.log_p) - rest_p * np.log(rest_p),
+        "entropy_b": -inside(shared_q * q.log_p) - rest_q * np.log(rest_q),
+    }
+
+
+def _from_zero(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A divergence without what float64 leaves of nothing."""
+    return np.where(values < _NOTHING, 0.0, values)  # NaN stays

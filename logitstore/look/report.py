@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from logitstore.look.advice import Advice, Setting
+from logitstore.look.advice import Advice
 from logitstore.look.charts import (
     NBSP,
     Bar,
@@ -34,7 +34,7 @@ from logitstore.look.charts import (
     things,
     whole,
 )
-from logitstore.look.stats import Stats, Teaching
+from logitstore.look.stats import Stats, Teaching, entropy_source
 from logitstore.look.summaries import PERCENTILES, Spread
 from logitstore.text import readable, shortened
 
@@ -58,12 +58,6 @@ _MEANINGS: Final = {
     "entropy": "entropy over the whole vocabulary",
     "loss_mask": "which positions are trained on",
     "framing": "Arrow's framing, and the token order",
-}
-
-_ENTROPIES: Final = {
-    "stored": "stored, of the whole vocabulary",
-    "candidates and tail": "a lower bound: of the candidates, and the tail as one class",
-    "candidates": "of the candidates alone, since nothing else is known",
 }
 
 _SETTINGS: Final = {"top_k": ("top-k", "k"), "top_p": ("top-p", "p"), "resolution": ("resolution", "")}
@@ -218,7 +212,7 @@ def _table(
 def _distributions(stats: Stats) -> str:
     return _cards(
         [
-            _card("Entropy", _entropy_from(stats.entropies), _even("entropy", "Entropy, nats", stats.entropy)),
+            _card("Entropy", _entropy_from(stats), _even("entropy", "Entropy, nats", stats.entropy)),
             _card(
                 "Coverage",
                 "Probability of the candidates together." + _over_one(stats.coverage),
@@ -245,13 +239,8 @@ def _distributions(stats: Stats) -> str:
     ) + _percentiles(stats)  # fmt: skip
 
 
-def _entropy_from(entropies: dict[str, int]) -> str:
-    """Where it is from, which decides what it can be compared with."""
-    sources = {source: count for source, count in entropies.items() if count}
-    said = {source: escaped(_ENTROPIES.get(source, source)) for source in sources}
-    if len(sources) == 1:
-        return "Nats; " + next(iter(said.values())) + "."
-    return "Nats. " + " ".join(f"At {things(n, 'position')} {said[source]}." for source, n in sources.items())
+def _entropy_from(stats: Stats) -> str:
+    return escaped(f"Nats; {entropy_source(stats.entropies)}.") if stats.entropy is not None else "Not known."
 
 
 def _over_one(spread: Spread | None) -> str:
@@ -269,8 +258,11 @@ def _positions(stats: Stats) -> str:
     kinds = {
         "stored": "Entropy stored",
         "candidates and tail": "Entropy a lower bound",
+        "draws": "Entropy of the draws",
         "candidates": "Entropy of candidates",
     }
+    if stats.impossible:
+        facts.append(("With impossible numbers, left out", whole(stats.impossible)))
     return _facts(facts + [(kinds[kind], whole(stats.entropies[kind])) for kind in kinds if stats.entropies.get(kind)])
 
 
@@ -292,7 +284,8 @@ def _percentiles(stats: Stats) -> str:
     if not rows:
         return ""
     head = ["", "mean", "least", *("median" if p == 50 else f"{p}{NBSP}%" for p in PERCENTILES), "greatest"]
-    of = f"Percentiles, of {things(stats.percentiles_of, 'position')} and of the sequences' lengths"
+    drawn = max(one.percentiles_of for _, one, _ in kinds if one is not None)
+    of = f"Percentiles, of up to {things(drawn, 'position')}, and of the sequences' lengths"
     return f'<div class="card">{_table(of, head, rows)}</div>\n'
 
 
@@ -446,7 +439,7 @@ def _names(setting: str) -> tuple[str, str]:
 
 
 def _setting(advice: Advice, *, short: bool = False) -> str:
-    return f"{_names(advice.setting)[short]} {Setting(advice.setting, advice.value).text}".strip()
+    return f"{_names(advice.setting)[short]} {advice.text}".strip()
 
 
 def _point(advice: Advice) -> Point:

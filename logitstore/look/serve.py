@@ -20,7 +20,7 @@ import msgspec
 
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError, LogitStoreError, RowIndexError, SequenceNotFoundError
-from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, page_html, policy
+from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, check_row, page_html, policy
 
 ADDRESS: Final = "127.0.0.1"
 
@@ -171,7 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").lower() not in self.server.hosts():
             self.close_connection = True
             raise _Problem(HTTPStatus.MISDIRECTED_REQUEST, f"this server answers to {self.server.url} only")
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise _Problem(HTTPStatus.BAD_REQUEST, "the address cannot be read") from error
         if url.path == "/":
             return "text/html; charset=utf-8", self.server.page
         routes = {"/api/rows": self._rows, "/api/row": self._row, "/api/sequence": self._sequence}
@@ -200,9 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
         viewed = self.server.viewed
         row, start = _number(given, "row", None), _number(given, "start", 0)
         dataset = viewed.split(given.get("split"))
+        check_row(dataset, row)
         sequence, tokens = dataset[row], viewed.tokens()
-        if start and start >= len(sequence):
-            raise _Problem(HTTPStatus.NOT_FOUND, f"position {start} of a sequence of {len(sequence)}")
+        last = max(0, len(sequence) - 1)
+        start = min(start, last - last % self.server.positions)  # beyond the end: the last part
         data = viewed.sequence(sequence, row, tokens, start, self.server.positions)
         return {"sequence": data, "tokens": tokens.as_data()}
 

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.dataset.reader import Dataset
-from logitstore.look.advice import POSITIONS, Advice, Setting, Tried, advices, try_settings
-from logitstore.look.collect import METRICS, Collected, Targets, Uncertain, collect
+from logitstore.look.advice import POSITIONS, SELECTED, SEQUENCES, Advice, advise
+from logitstore.look.collect import Collected, Targets, Uncertain, collect
+from logitstore.look.measures import ENTROPIES
 from logitstore.look.parts import all_parts, sampled_parts
 from logitstore.look.summaries import Histogram, Spread
 from logitstore.processes import each
+from logitstore.shard.sequence import Sequence
 
 _EXAMPLES: Final = 10  # groups of duplicates that are listed, and rows of each
 
@@ -30,7 +32,8 @@ class Teaching:
         ranks: histogram of its rank, where that is known.
         outside: share where it was not among the candidates.
         unranked: share where its rank is not known.
-        known: share where its logprob is known.
+        known: share where its logprob is known: stored, or that of a candidate; the latter not where distributions
+            are sampled or normalised over the candidates.
         cross_entropy: mean of -logprob, nats; None unless it is known everywhere.
         cross_entropy_at_least: the same where tokens outside the candidates count with the highest logprob that they
             can have, which is the last candidate's or the tail's; None where that is not known.
@@ -84,11 +87,12 @@ class Stats:
 
     Attributes:
         full: whether every sequence was read.
-        sequences: read; of `sequences_in_all`.
-        sequences_in_all: in the dataset.
+        sequences: read.
+        sequences_in_all: in the dataset, of which this may be a view.
         positions: read.
-        positions_in_all: in the dataset.
+        positions_in_all: likewise in the dataset.
         scored: positions with a distribution.
+        impossible: positions that hold impossible numbers, which are left out of the figures.
         trained: share of the positions with a known loss_mask where it is 1; None where there are none.
         candidates: in all that was read.
         length: positions of a sequence.
@@ -97,14 +101,14 @@ class Stats:
         tail: stored probability of everything else; None likewise.
         entropy: nats.
         entropies: positions by where their entropy is from: `stored` is that of the whole vocabulary; `candidates and
-            tail` takes the tail as one class, a lower bound; `candidates` knows of nothing else.
+            tail` takes the tail as one class, a lower bound; `draws` is an estimate from what was drawn; `candidates`
+            knows of nothing else.
         teaching: the real next tokens; None where no position has one.
         bytes: of the shards, in the dataset.
         bytes_a_position: likewise.
-        columns: what each takes in the chunks that were read; `framing` is Arrow's, and the token order.
+        columns: what each takes in the chunks that were read; the last one is Arrow's framing and the token order.
         uncertain: sequences with the highest mean entropy, those of 16 scored positions and more first.
         duplicates: among what was read.
-        percentiles_of: positions that percentiles are from.
         advice: what less would cost and save.
         advice_rows: (first, end) of the rows that it was tried on.
     """
@@ -115,6 +119,7 @@ class Stats:
     positions: int
     positions_in_all: int
     scored: int
+    impossible: int
     trained: float | None
     candidates: int
     length: Spread | None
@@ -129,7 +134,6 @@ class Stats:
     columns: list[Column]
     uncertain: list[Uncertain]
     duplicates: Duplicates
-    percentiles_of: int
     advice: list[Advice]
     advice_rows: list[tuple[int, int]]
 
@@ -167,53 +171,66 @@ def stats(
     return _stats(dataset, collected, advice, rows, full=full)
 
 
+def entropy_source(entropies: dict[str, int]) -> str:
+    """Where the entropies of a dataset are from, in words: it decides what they can be compared with."""
+    said = {
+        ENTROPIES[0]: "of the whole vocabulary, as stored",
+        ENTROPIES[1]: "of the candidates, and the tail as one class: a lower bound",
+        ENTROPIES[2]: "of the draws: an estimate, too low on average",
+        ENTROPIES[3]: "of the candidates alone: nothing else is known",
+    }
+    used = [(name, n) for name, n in entropies.items() if n]
+    if len(used) == 1:
+        return said[used[0][0]]
+    return "; ".join(f"{said[name]}, at {n:,} positions" for name, n in used)
+
+
 def _advice(dataset: Dataset, sample: list[slice]) -> tuple[list[Advice], list[tuple[int, int]]]:
-    """What less would cost and save, from some chunks of the sample."""
-    drawn = [sample[i] for i in np.random.default_rng(0).permutation(len(sample)).tolist()]
-    now, rows = Tried(), []
-    tried: dict[Setting, Tried] = {}
-    while drawn and now.positions < POSITIONS:
-        part = drawn.pop()
-        one, under = try_settings(dataset, part, list(tried) or None)
-        now += one
-        tried = {setting: tried.get(setting, Tried()) + under[setting] for setting in under}
-        rows.append((part.start, part.stop))
-    if not tried:
-        return [], []
+    """What less would cost and save, from the beginnings of some chunks of the sample."""
+    groups: list[list[Sequence]] = []
+    rows, positions = [], 0
+    for at in np.random.default_rng(0).permutation(len(sample)).tolist():
+        group: list[Sequence] = []
+        for sequence in dataset.select(SELECTED)[sample[at]]:
+            if positions >= POSITIONS or sum(map(len, groups)) + len(group) >= SEQUENCES:
+                break
+            group.append(sequence)
+            positions += len(sequence)
+        if group:
+            rows.append((sample[at].start, sample[at].start + len(group)))
+            groups.append(group)
     totals = dataset.info.totals
-    return list(advices(now, tried, totals.bytes / totals.positions)), sorted(rows)
+    advice = advise(groups, dataset.info, totals.bytes / totals.positions) if totals.positions else []
+    return advice, sorted(rows) if advice else []
 
 
 def _stats(
     dataset: Dataset, found: Collected, advice: list[Advice], rows: list[tuple[int, int]], *, full: bool
 ) -> Stats:
     totals = dataset.info.totals
-    spreads = {
-        name: Spread.of(found.moments[name], found.sample.rows[:, at], found.histograms[name])
-        for at, name in enumerate(METRICS)
-    }
+    spreads = {name: Spread.of(metric) for name, metric in found.metrics.items()}
     return Stats(
         full=full,
         sequences=found.sequences,
-        sequences_in_all=len(dataset),
+        sequences_in_all=totals.sequences,
         positions=found.positions,
         positions_in_all=totals.positions,
         scored=found.scored,
+        impossible=found.impossible,
         trained=found.trained / found.masked if found.masked else None,
-        candidates=found.stored.candidates,
-        length=Spread.of(found.moments["length"], found.lengths.rows[:, 0], found.histograms["length"]),
+        candidates=found.candidates,
+        length=spreads["length"],
         count=spreads["count"],
         coverage=spreads["coverage"],
         tail=spreads["tail"],
         entropy=spreads["entropy"],
         entropies=found.entropies,
-        teaching=_teaching(found.targets, found.histograms["rank"], spreads["surprise"]),
+        teaching=_teaching(found.targets, found.metrics["rank"].histogram, spreads["surprise"]),
         bytes=totals.bytes,
         bytes_a_position=totals.bytes / totals.positions if totals.positions else None,
         columns=_columns(found),
         uncertain=found.uncertain,
         duplicates=_duplicates(found.hashes),
-        percentiles_of=len(found.sample.keys),
         advice=advice,
         advice_rows=rows,
     )
@@ -247,8 +264,8 @@ def _exp(nats: float) -> float:
 
 def _columns(found: Collected) -> list[Column]:
     stored = found.stored
-    sizes = {name: size for name, size in stored.columns.items() if size}
-    sizes["framing"] = stored.bytes - sum(sizes.values())
+    sizes = [(name, size) for name, size in stored.columns.items() if size]
+    sizes.append(("framing", stored.bytes - sum(size for _, size in sizes)))
     return [
         Column(
             name=name,
@@ -256,7 +273,7 @@ def _columns(found: Collected) -> list[Column]:
             bytes_a_position=size / stored.positions if stored.positions else 0.0,
             bits_a_candidate=8 * size / stored.candidates if stored.candidates else None,
         )
-        for name, size in sizes.items()
+        for name, size in sizes
     ]
 
 
@@ -266,8 +283,10 @@ def _duplicates(hashes: tuple[tuple[int, NDArray[np.uint64]], ...]) -> Duplicate
     rows = np.concatenate([np.arange(start, start + len(some)) for start, some in hashes])
     every, rows = every[every != 0], rows[every != 0]
     order = np.argsort(every, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(every[order]) != 0])) if len(every) else np.empty(0, int)
+    first = np.ones(len(every), np.bool_)
+    first[1:] = np.diff(every[order]) != 0
+    starts = np.flatnonzero(first)
     sizes = np.diff(np.append(starts, len(every)))
-    shared = [(int(start), int(size)) for start, size in zip(starts, sizes, strict=True) if size > 1]
-    examples = sorted(rows[order[start : start + min(size, _EXAMPLES)]].tolist() for start, size in shared)
-    return Duplicates(sum(size - 1 for _, size in shared), examples[:_EXAMPLES])
+    shared = np.flatnonzero(sizes > 1)
+    groups = [rows[order[starts[at] : starts[at] + min(sizes[at], _EXAMPLES)]].tolist() for at in shared]
+    return Duplicates(int((sizes[shared] - 1).sum()), sorted(groups)[:_EXAMPLES])

@@ -47,36 +47,37 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A random sample of rows of numbers, the same whatever order they come in and whatever parts they come in.
+    """A random sample of numbers, the same whatever order they come in and whatever parts they come in.
 
-    Kept are the rows whose random key is under a limit, which is halved until at most `SAMPLE` rows are left.
+    Kept are the numbers whose random key is under a limit, which is halved until at most `SAMPLE` are left.
 
     Attributes:
         limit: keys are below 2^limit.
         keys: uint64 [n].
-        rows: float32 [n, columns].
+        values: float32 [n].
     """
 
-    limit: int
-    keys: NDArray[np.uint64]
-    rows: NDArray[np.float32]
+    limit: int = 64
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @classmethod
-    def of(cls, places: NDArray[np.int64], columns: list[NDArray[Any]]) -> Sample:
-        """Of columns [n] each, whose rows have different places in the dataset."""
-        return cls(64, _keys(places), np.stack([column.astype(np.float32) for column in columns], axis=1))._fitted()
+    def of(cls, places: NDArray[np.int64], values: NDArray[Any]) -> Sample:
+        """Of numbers [n] that have different places in the dataset; NaN is left out."""
+        known = ~np.isnan(values)
+        return cls(64, _keys(places[known]), values[known].astype(np.float32))._fitted()
 
     def __add__(self, other: Sample) -> Sample:
         limit = min(self.limit, other.limit)
         parts = [part._below(limit) for part in (self, other)]
-        keys, rows = (np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "rows"))
-        return Sample(limit, keys, rows)._fitted()
+        keys, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "values"))
+        return Sample(limit, keys, values)._fitted()
 
     def _below(self, limit: int) -> Sample:
         if limit == self.limit:
             return self
         kept = self.keys < np.uint64(2**limit)
-        return Sample(limit, self.keys[kept], self.rows[kept])
+        return Sample(limit, self.keys[kept], self.values[kept])
 
     def _fitted(self) -> Sample:
         sample = self
@@ -117,6 +118,29 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class Collection:
+    """Numbers of one kind: what `Spread` is made of."""
+
+    moments: Moments
+    sample: Sample
+    histogram: Histogram
+
+    @classmethod
+    def of(cls, places: NDArray[np.int64], values: NDArray[Any], edges: tuple[float, ...]) -> Collection:
+        """Of numbers [n] that have different places in the dataset; NaN is left out.
+
+        Args:
+            places: [n].
+            values: [n].
+            edges: of the histogram.
+        """
+        return cls(Moments.of(values), Sample.of(places, values), Histogram.of(values, edges))
+
+    def __add__(self, other: Collection) -> Collection:
+        return Collection(self.moments + other.moments, self.sample + other.sample, self.histogram + other.histogram)
+
+
+@dataclass(frozen=True, slots=True)
 class Spread:
     """How numbers are spread.
 
@@ -125,24 +149,26 @@ class Spread:
         mean: of all of them.
         least: likewise.
         greatest: likewise.
-        percentiles: by percent; of a sample where there are many, interpolated linearly.
-        histogram: of all of them; None where none was made.
+        percentiles: by percent, interpolated linearly.
+        percentiles_of: how many numbers percentiles are from: all, or a random sample where there are many.
+        histogram: of all of them.
     """
 
     n: int
     mean: float
     least: float
     greatest: float
-    percentiles: dict[str, float] = field(default_factory=dict)
-    histogram: Histogram | None = None
+    percentiles: dict[str, float]
+    percentiles_of: int
+    histogram: Histogram
 
     @classmethod
-    def of(cls, moments: Moments, sample: NDArray[Any], histogram: Histogram | None = None) -> Spread | None:
+    def of(cls, found: Collection) -> Spread | None:
         """From what was collected; None of no numbers."""
+        moments, values = found.moments, found.sample.values.astype(np.float64)
         if moments.n == 0:
             return None
-        at = np.percentile(sample[~np.isnan(sample)].astype(np.float64), PERCENTILES).tolist()
-        percentiles = {str(percent): value for percent, value in zip(PERCENTILES, at, strict=True)}
-        return cls(
-            moments.n, moments.sum / moments.n, moments.least, moments.greatest, percentiles, histogram
-        )  # fmt: skip
+        at = np.percentile(values, PERCENTILES).tolist() if len(values) else []
+        percentiles = {str(percent): value for percent, value in zip(PERCENTILES, at, strict=False)}
+        mean = moments.sum / moments.n
+        return cls(moments.n, mean, moments.least, moments.greatest, percentiles, len(values), found.histogram)

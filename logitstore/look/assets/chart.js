@@ -1,6 +1,7 @@
 // The chart along the sequence: one line a dataset; where there are more positions than pixels, also the range in each.
 
 const SVG = "http://www.w3.org/2000/svg";
+const HALF_DIGIT = 3.5; // pixels
 const MARGIN = { left: 30, right: 8, top: 8, bottom: 18 };
 
 function svg(name, attributes, parent) {
@@ -90,9 +91,10 @@ class Chart {
     }
     const step = niceStep((this.length - 1) / Math.max(2, width / 110));
     for (let t = 0; t < this.length; t += step) {
-      if (this.x(t) > width - 24) break;
+      const text = number(this.start + t);
+      if (t > 0 && this.x(t) + text.length * HALF_DIGIT > width) break;
       const anchor = t === 0 ? "start" : "middle";
-      svg("text", { class: "tick", x: this.x(t), y: height - 3, "text-anchor": anchor }, root).textContent = number(this.start + t);
+      svg("text", { class: "tick", x: this.x(t), y: height - 3, "text-anchor": anchor }, root).textContent = text;
     }
   }
 

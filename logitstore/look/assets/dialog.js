@@ -6,8 +6,7 @@ class Chooser {
   constructor(source, splits, { onChoose }) {
     this.source = source;
     this.start = 0;
-    this.here = -1;
-    this.total = 0;
+    this.here = null;
     this.onChoose = onChoose;
     this.dialog = document.getElementById("chooser");
     this.problem = document.getElementById("chooser-problem");
@@ -54,15 +53,17 @@ class Chooser {
     }
   }
 
-  open(here) {
-    this.here = here;
+  /** Show the list in which the page's sequence is. */
+  open(split, here) {
+    this.here = { split, place: here };
+    this.split.value = split ?? "";
     this.dialog.showModal();
     this.attempt(() => this.list(Math.max(0, here - (here % LISTED))));
   }
 
   choose(place) {
     this.dialog.close();
-    this.onChoose(this.chosenSplit, place, this.total);
+    this.onChoose(this.chosenSplit, place);
   }
 
   async go() {
@@ -70,22 +71,25 @@ class Chooser {
     if (row.trim()) {
       if (!/^\d{1,15}$/u.test(row.trim())) throw new Error("A row is a number from 0.");
       this.choose(await this.source.placeOfRow(this.chosenSplit, Number(row)));
+    } else if (id === "") {
+      throw new Error("Give a row or an id.");
     } else {
       this.choose(await this.source.placeOfId(this.chosenSplit, id));
     }
   }
 
   async list(start) {
-    const { total, rows } = await this.source.list(this.chosenSplit, start, LISTED);
+    const split = this.chosenSplit;
+    const { total, rows } = await this.source.list(split, start, LISTED);
+    if (split !== this.chosenSplit) return; // another one was chosen meanwhile
     this.start = start;
-    this.total = total;
     const made = rows.map((each) => {
       const button = element("button", "", element("span", "row", `row ${number(each.row)}`));
       button.append(element("bdi", "id", each.id || "(empty id)"), element("span", "size", `${number(each.positions)} positions`));
       button.type = "button";
       button.title = each.id;
       button.place = each.place;
-      if (each.place === this.here) button.setAttribute("aria-current", "true");
+      if (each.place === this.here.place && split === this.here.split) button.setAttribute("aria-current", "true");
       return element("li", "", button);
     });
     document.getElementById("rows").replaceChildren(...made);

@@ -1,10 +1,12 @@
 // Data of a sequence as the page uses it, and its numbers in words.
 
 const LEVELS = {
-  entropy: [0.25, 0.75, 1.5, 2.25, 3, 4, 5],
+  entropy: [], // the data says them
   surprise: [0.1, 0.5, 1, 2, 4, 6, 9],
 };
 const STRONGEST = 7;
+const ENTROPY_OF = { "candidates and tail": "at least", draws: "of the draws", candidates: "among the candidates" };
+const IMPOSSIBLE = "its numbers are impossible: see `logitstore validate --deep`";
 const OUTSIDE = Infinity; // the surprise of a token that was not among the candidates, whose own is unknown
 
 /** Lists where the data gives one value for all. */
@@ -27,22 +29,30 @@ class View {
     this.length = data.tokens.length;
     this.count = each(data.count, this.length);
     this.exact = each(data.exact, this.length);
+    this.labels = table.labels[data.spelled];
+    this.told = each(data.told, data.surprise.length);
+    this.impossible = new Set(data.impossible);
     this.draws = data.draws === undefined ? null : each(data.draws, this.length);
     this.offsets = new Uint32Array(this.length + 1);
     for (let t = 0; t < this.length; t++) {
       this.offsets[t + 1] = this.offsets[t] + Math.min(this.count[t], this.listed);
     }
-    this.texts = data.tokens.map((place) => table.labels[place] + data.after);
+    this.texts = data.tokens.map((place) => this.labels[place] + data.after);
     data.at.forEach((t, i) => { this.texts[t] = data.text[i]; });
   }
 
   label(t) {
-    return this.prompt && t === 0 ? this.texts[0] : this.table.labels[this.tokens[t]];
+    return this.prompt && t === 0 ? this.texts[0] : this.labels[this.tokens[t]];
+  }
+
+  /** The token after token t, as a place in the table; null at the end of the sequence. */
+  following(t) {
+    return (t + 1 < this.length ? this.tokens[t + 1] : this.next) ?? null;
   }
 
   /** Whether the position before the token has a distribution. */
   expected(t) {
-    return t > 0 ? this.count[t - 1] > 0 : this.before;
+    return t > 0 ? this.count[t - 1] > 0 && !this.impossible.has(t - 1) : this.before;
   }
 
   /** What the shade of token t stands for: nats, null where there is nothing to say, or OUTSIDE. */
@@ -56,56 +66,58 @@ class View {
     return Array.from({ length: this.length }, (_, t) => this.value(t, mode));
   }
 
+  /** What the entropies are of, in words; empty where all are those of the whole vocabulary. */
+  entropyOf() {
+    const known = Array.from(this.entropy.keys()).filter((t) => this.entropy[t] !== null);
+    const stored = known.filter((t) => this.exact[t]).length;
+    if (stored === known.length) return "";
+    return ENTROPY_OF[this.entropy_from] + (stored ? " where not stored" : "");
+  }
+
   /** The distribution after token t, as rows of a table. */
   distribution(t) {
+    if (this.impossible.has(t)) return [];
     const from = this.offsets[t];
-    const following = t + 1 < this.length ? this.tokens[t + 1] : -1;
+    const following = this.following(t);
     const rows = [];
     for (let i = from; i < this.offsets[t + 1]; i++) {
       const place = this.candidates[i];
-      rows.push(this.row(t, i - from + 1, place, this.probabilities[i], place === following));
+      rows.push(this.row(t, i - from + 1, place, this.probabilities[i], place === following, this.draws));
     }
-    let apart = 0; // the target, where it has a row of its own
-    if (rows.length && following >= 0 && !rows.some((row) => row.next)) {
-      const nats = this.surprise[t + 1];
-      if (nats !== null) {
-        apart = Math.exp(-nats);
-        rows.push(this.row(t, this.rank[t + 1], following, apart, true));
-      }
+    if (rows.length === 0) return rows;
+    if (following !== null && !rows.some((row) => row.next) && this.surprise[t + 1] !== null) {
+      const inside = this.place[t + 1] >= 0;
+      const rank = inside ? this.place[t + 1] + 1 : this.rank[t + 1] > this.count[t] ? this.rank[t + 1] : 0;
+      rows.push(this.row(t, rank, following, Math.exp(-this.surprise[t + 1]), true, inside && !this.told[t + 1]));
     }
-    const last = this.last(t, rows, apart);
-    return last ? [...rows, last] : rows;
+    if (this.rest[t] !== null) rows.push({ else: this.others(t), p: this.rest[t] });
+    return rows;
   }
 
-  row(t, rank, place, p, next) {
-    const drawn = this.draws ? `${Math.round(p * this.draws[t])} of ${this.draws[t]}` : "";
-    return { rank, label: this.table.labels[place], id: this.table.ids[place], p, next, drawn };
+  row(t, rank, place, p, next, isShare) {
+    const drawn = this.draws && isShare ? `${Math.round(p * this.draws[t])} of ${this.draws[t]}` : "";
+    return { rank, label: this.labels[place], id: this.table.ids[place], p, next, drawn };
   }
 
-  /** Everything that has no row: the tail and the candidates that are not listed, where that is known. */
-  last(t, rows, apart) {
-    if (rows.length === 0) return null;
-    if (this.rest[t] !== null) return { else: "everything else", p: Math.max(0, this.rest[t] - apart) };
-    const inside = this.rank[t + 1] > this.listed && this.rank[t + 1] <= this.count[t] ? 1 : 0;
-    const unlisted = this.count[t] - Math.min(this.count[t], this.listed) - inside;
-    if (unlisted === 0 || this.more === undefined) return null;
-    const p = Math.max(0, this.more[t] - (inside ? apart : 0));
-    return { else: `${number(unlisted)} more ${unlisted === 1 ? "candidate" : "candidates"}`, p };
+  /** What has no row of its own. */
+  others(t) {
+    if (this.kind === "vocabulary") return "everything else";
+    const unlisted = this.count[t] - this.listed - (this.place[t + 1] >= this.listed ? 1 : 0);
+    return `${number(unlisted)} more ${unlisted === 1 ? "candidate" : "candidates"}`;
   }
 
   /** How uncertain the teacher is about what comes after token t. */
   uncertainty(t) {
     const value = this.entropy[t];
+    if (this.impossible.has(t)) return IMPOSSIBLE;
     if (this.count[t] === 0) return "no distribution is stored after this token";
     if (value === null) return "entropy unknown";
-    if (this.exact[t]) return `entropy ${nats(value)}`;
-    if (this.kind === "draws") return `entropy of the draws ${nats(value)}`;
-    if (this.kind === "candidates") return `entropy among the candidates ${nats(value)}`;
-    return `entropy at least ${nats(value)}`;
+    return `entropy ${this.exact[t] ? "" : `${ENTROPY_OF[this.entropy_from]} `}${nats(value)}`;
   }
 
   /** How expected token t was before it came. */
   surprised(t, start) {
+    if (this.impossible.has(t - 1)) return "the numbers before it are impossible";
     if (!this.expected(t)) {
       return start + t === 0 ? "nothing stands before it" : "no distribution is stored before it";
     }
@@ -118,9 +130,8 @@ class View {
   /** What has to be known to read the numbers after token t. */
   caveats(t) {
     const said = [];
-    const following = t + 1 < this.length;
-    const listed = this.distribution(t);
-    if (this.count[t] && following && !listed.some((row) => row.next)) {
+    if (this.impossible.has(t)) return said;
+    if (this.count[t] && this.following(t) !== null && this.place[t + 1] < 0) {
       const rank = this.rank[t + 1];
       said.push(`The next token is not among the ${number(this.count[t])} candidates${rank ? `; its rank is ${number(rank)}` : ""}.`);
     }

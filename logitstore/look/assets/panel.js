@@ -73,7 +73,7 @@ class Panel {
       const column = element("section", `column column-${i}`);
       if (names.length > 1) column.append(element("h3", "", element("bdi", "", names[i])));
       column.setAttribute("aria-label", names[i]);
-      column.append(...this.facts(view, opened.start, t));
+      column.append(this.facts(view, opened.start, t));
       if (tables[i].length) column.append(this.table(tables[i], largest, view));
       for (const text of view.caveats(t)) column.append(element("p", "caveat", text));
       columns.append(column);
@@ -86,7 +86,7 @@ class Panel {
     const facts = element("dl", "facts");
     facts.append(element("dt", "", "Next token"), element("dd", "", view.uncertainty(t)));
     facts.append(element("dt", "", "This token"), element("dd", "", view.surprised(t, start)));
-    return [facts];
+    return facts;
   }
 
   table(rows, largest, view) {
@@ -94,7 +94,7 @@ class Panel {
     table.append(element("caption", "hidden", "Most likely next tokens"));
     const head = element("tr", "");
     for (const [text, shown] of [["Rank", "#"], ["Token", "next token"], ["Probability", "probability"]]) {
-      const cell = element("th", "", shown);
+      const cell = element("th", "", element("span", "", shown));
       cell.scope = "col";
       cell.setAttribute("aria-label", text);
       head.append(cell);
@@ -107,11 +107,10 @@ class Panel {
 
   row(row, largest, view) {
     const line = element("tr", row.next ? "next" : row.else ? "else" : "");
-    const name = element("td", "token");
-    if (row.else) name.append(row.else);
-    else name.append(chip(row.label));
+    const words = element("div", "", row.else ?? chip(row.label));
+    if (row.next) words.append(" ", element("span", "mark", "comes next"));
+    const name = element("td", "token", words);
     name.title = row.else ?? `${row.label}  id ${row.id}`;
-    if (row.next) name.append(" ", element("span", "mark", "comes next"));
     const track = element("span", "track");
     if (!row.else) { // many tokens together: beside their bar, those of single ones would be short
       const bar = element("span", "bar");
@@ -120,7 +119,7 @@ class Panel {
     }
     track.setAttribute("aria-hidden", "true");
     const value = element("span", "value", view.draws && row.drawn ? `${percent(row.p)} (${row.drawn})` : percent(row.p));
-    line.append(element("td", "rank", row.rank ? number(row.rank) : ""), name, element("td", "probability", track, value));
+    line.append(element("td", "rank", element("span", "", row.rank ? number(row.rank) : "")), name, element("td", "probability", track, value));
     return line;
   }
 }

@@ -19,7 +19,7 @@ class Embedded {
 
   async placeOfRow(split, row) {
     const place = this.page.sequences.findIndex((each) => each.row === row);
-    if (place < 0) throw new Error(`Row ${row} is not in this page.`);
+    if (place < 0) throw new Error(`Row ${row} is not on this page.`);
     return place;
   }
 
@@ -56,6 +56,7 @@ class Served {
 
   async placeOfRow(split, row) {
     const { total } = await this.list(split, 0, 0);
+    if (total === 0) throw new Error("There are no sequences here.");
     if (row >= total) throw new Error(`There is no row ${row}; the last one is ${total - 1}.`);
     return row;
   }

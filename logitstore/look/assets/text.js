@@ -50,6 +50,7 @@ class TextPane {
     }
     this.place.classList.toggle("long", view.length > 2 * BLOCK);
     this.place.setAttribute("aria-label", name);
+    this.place.removeAttribute("aria-activedescendant");
     this.place.replaceChildren(fragment);
     this.place.scrollTop = 0;
   }
@@ -91,8 +92,12 @@ class TextPane {
     this.place.setAttribute("aria-activedescendant", option.id);
   }
 
+  /** Scroll to the selected token; once more when the text around it has been laid out. */
   reveal() {
-    this.tokens[this.selected]?.scrollIntoView({ block: "nearest" });
+    const scroll = () => this.tokens[this.selected]?.scrollIntoView({ block: "nearest" });
+    scroll();
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(scroll);
   }
 
   /** Mark the tokens of matches; `now` is the match that the reader is at. */

@@ -5,7 +5,11 @@ const MEANING = {
   entropy: "How uncertain the teacher is about what comes after a token, in nats.",
   surprise: "How unexpected a token was before it came: −log of its probability, in nats.",
 };
-const TITLE = { entropy: "Entropy along the sequence (nats)", surprise: "Surprise along the sequence (nats)" };
+const TITLE = { entropy: "Entropy", surprise: "Surprise" };
+const LOW = { // windows in which not everything has room: the page scrolls
+  one: "(max-height: 620px), (max-width: 820px) and (max-height: 720px)",
+  two: "(max-height: 820px)",
+};
 const THEMES = ["auto", "light", "dark"];
 
 const byId = (id) => document.getElementById(id);
@@ -16,10 +20,14 @@ class Page {
     this.served = data.served;
     this.window = data.window;
     this.source = data.served ? new Served() : new Embedded(data);
-    this.total = data.served ? data.datasets[0].sequences : data.sequences.length;
+    this.totals = new Map([[null, data.served ? data.datasets[0].sequences : data.sequences.length]]);
+    for (const { name, sequences } of data.splits) this.totals.set(name, sequences);
+    this.notes = data.notes;
+    LEVELS.entropy = data.shades;
     this.mode = "entropy";
     this.place = 0;
     this.split = null;
+    this.remark = "";
     this.asked = 0;
     this.matches = [];
     this.match = -1;
@@ -30,13 +38,17 @@ class Page {
     });
     this.panes = this.names.map((name, i) => this.pane(name, i));
     this.chooser = new Chooser(this.source, data.served ? data.splits : [], {
-      onChoose: (split, place, total) => this.choose(split, place, total),
+      onChoose: (split, place) => this.choose(split, place),
     });
     document.body.classList.toggle("both", this.names.length > 1);
     this.head(data);
     this.theme(remembered("theme") ?? "auto");
     this.listen();
     this.shade(this.mode);
+  }
+
+  get total() {
+    return this.totals.get(this.split);
   }
 
   head(data) {
@@ -80,7 +92,7 @@ class Page {
     const on = (id, act) => byId(id).addEventListener("click", act);
     on("previous", () => this.open(this.place - 1));
     on("next", () => this.open(this.place + 1));
-    on("current", () => this.chooser.open(this.place));
+    on("current", () => this.chooser.open(this.split, this.place));
     on("theme", () => this.theme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]));
     on("skip", () => this.panes[0].place.focus());
     on("earlier-match", () => this.go(-1));
@@ -91,17 +103,25 @@ class Page {
       radio.addEventListener("change", () => this.shade(radio.value));
     }
     document.addEventListener("keydown", (event) => this.anywhere(event));
+    addEventListener("hashchange", () => this.follow());
+    const low = matchMedia(this.names.length > 1 ? LOW.two : LOW.one);
+    document.body.classList.toggle("low", low.matches);
+    low.addEventListener("change", () => document.body.classList.toggle("low", low.matches));
+    addEventListener("resize", () => this.reveal());
   }
 
-  /** Show a sequence, from one of its positions on where it is long. */
-  async open(place, { start = 0, position = null } = {}) {
+  /** Show a sequence; of one that is too long for one page, the part of a position. */
+  async open(place, { position = null, remark = "", quiet = false } = {}) {
     const ticket = ++this.asked;
     this.place = place; // at once: whoever asks for the next one meanwhile means the one after this
+    this.remark = remark;
+    clearTimeout(this.timer);
     this.buttons();
     document.body.setAttribute("aria-busy", "true");
     try {
+      const start = this.served && position !== null ? position - (position % this.window) : 0;
       const opened = await this.source.open(this.split, place, start);
-      if (ticket === this.asked) this.show(opened, position);
+      if (ticket === this.asked) this.show(opened, position === null ? null : position - opened.start, quiet);
     } catch (error) {
       if (ticket === this.asked) this.failed(error, place);
     } finally {
@@ -110,13 +130,13 @@ class Page {
   }
 
   /** Go to a sequence that was chosen from the list of a split. */
-  choose(split, place, total) {
+  choose(split, place) {
     this.split = split;
-    this.total = total;
+    this.panes[0].place.focus();
     this.open(place);
   }
 
-  show(opened, position) {
+  show(opened, position, quiet) {
     this.opened = opened;
     this.hovered = null;
     const [first, second] = opened.views;
@@ -126,14 +146,20 @@ class Page {
     else this.panes[1]?.clear();
     this.finder = new Finder(first.texts);
     this.order = null;
-    byId("current").replaceChildren(
-      element("span", "row", `row ${number(opened.row)}`), element("bdi", "id", opened.id || "(empty id)"));
+    const id = opened.id || "(empty id)";
+    const row = `row ${number(opened.row)}`;
+    byId("current").replaceChildren(element("span", "row", row), element("bdi", "id", id));
+    byId("current").setAttribute("aria-label", `Choose a sequence; ${row}, id ${id}`);
+    const what = `Find text in this ${opened.length < opened.positions ? "part" : "sequence"}`;
+    byId("query-label").textContent = what;
+    byId("query").placeholder = opened.length < opened.positions ? "Find in this part" : "Find text";
     this.buttons();
     this.notices();
     this.draw();
     const scored = first.count.findIndex((count) => count > 0);
     this.select(position ?? Math.max(0, scored), { quiet: true, reveal: position !== null });
     this.search({ keep: true });
+    if (!quiet) this.say(`Sequence in ${row}, id ${id}, ${number(opened.positions)} positions. `);
   }
 
   buttons() {
@@ -148,17 +174,19 @@ class Page {
     for (const pane of this.panes) pane.clear();
     this.chart.clear();
     this.panel.nothing("This sequence cannot be shown.");
+    byId("chart-value").textContent = "";
     byId("current").textContent = `row ${number(place)}`;
+    byId("current").setAttribute("aria-label", `Choose a sequence; row ${number(place)}`);
     byId("notice").replaceChildren(element("p", "problem", error.message));
+    this.address(place);
     this.buttons();
     this.search({ keep: true });
   }
 
   notices() {
-    const said = [];
     const { start, length, positions, problem } = this.opened;
-    if (problem) said.push(element("p", "", problem));
-    if (length === 0) said.push(element("p", "", "This sequence has no positions."));
+    const empty = length === 0 ? "This sequence has no positions." : "";
+    const said = [this.remark, problem, empty, ...this.notes].filter(Boolean).map((text) => element("p", "", text));
     if (length < positions && length) {
       const part = element("p", "", `Positions ${number(start)} to ${number(start + length - 1)} of ${number(positions)} are shown. `);
       if (this.served) part.append(...this.parts());
@@ -173,13 +201,19 @@ class Page {
     const button = (text, from) => {
       const made = element("button", "", text);
       made.type = "button";
-      made.addEventListener("click", () => this.open(this.place, { start: from }));
+      made.addEventListener("click", () => this.part(from));
       return made;
     };
     const made = [];
     if (start > 0) made.push(button("‹ Part before", Math.max(0, start - this.window)));
     if (start + length < positions) made.push(button("Part after ›", start + length));
     return made;
+  }
+
+  /** Another part of the sequence, at one of its positions; the reader goes on in the text. */
+  part(position, pane = this.panes[0]) {
+    pane.place.focus();
+    this.open(this.place, { position });
   }
 
   shade(mode) {
@@ -201,9 +235,20 @@ class Page {
   draw() {
     const series = this.opened.views.map((view) => view.values(this.mode));
     const words = series.map((values, i) => `${this.names[i]}: ${this.summary(values)}`);
-    this.chart.show(series, this.opened.start, `${TITLE[this.mode]}. ${words.join(". ")}`);
+    const of = this.opened.views.map((view) => (this.mode === "entropy" ? view.entropyOf() : ""));
+    const same = new Set(of).size === 1;
+    const exact = (text) => text || "exact";
+    const unit = `(${["nats", same ? of[0] : of.map(exact).join(" / ")].filter(Boolean).join(", ")})`;
+    byId("chart-title").replaceChildren(TITLE[this.mode], element("span", "along", " along the sequence"), ` ${unit}`);
+    byId("meaning").textContent = MEANING[this.mode];
+    if (!same) byId("meaning").append(` ${of.map((text, i) => `${this.names[i]}: ${exact(text)}.`).join(" ")}`);
+    else if (of[0]) byId("meaning").append(` Shown: ${of[0]}.`);
+    this.chart.show(series, this.opened.start, `${TITLE[this.mode]} along the sequence ${unit}. ${words.join(". ")}`);
     const keys = series.length > 1 ? this.names : [];
-    byId("chart-legend").replaceChildren(...keys.map((name, i) => element("span", `key key-${i}`, element("bdi", "", name))));
+    byId("chart-legend").replaceChildren(...keys.map((name, i) => {
+      const words = element("span", "", element("bdi", "", name), same ? "" : ` ${exact(of[i])}`);
+      return element("span", `key key-${i}`, words);
+    }));
   }
 
   summary(values) {
@@ -217,17 +262,23 @@ class Page {
   select(t, { quiet = false, reveal = false } = {}) {
     const { length } = this.opened;
     if (length === 0) {
+      this.selected = 0;
       this.panel.nothing("The sequence is empty.");
+      byId("chart-value").textContent = "";
       return;
     }
     this.selected = Math.max(0, Math.min(length - 1, t));
-    for (const pane of this.panes) {
-      pane.select(this.selected, this.selected + 1);
-      if (reveal) pane.reveal();
-    }
+    for (const pane of this.panes) pane.select(this.selected, this.selected + 1);
     this.chart.select(this.selected);
-    this.describe(this.selected, false);
+    this.describe(this.selected, false); // the panel takes its room first
+    if (reveal) this.reveal();
     if (!quiet) this.say();
+  }
+
+  /** Scroll to the selected token; in the pane of the reader last, since the page may scroll too. */
+  reveal() {
+    const last = (pane) => (pane.place === document.activeElement ? 1 : 0);
+    for (const pane of [...this.panes].reverse().sort((a, b) => last(a) - last(b))) pane.reveal();
   }
 
   describe(t, passing) {
@@ -249,13 +300,21 @@ class Page {
   }
 
   /** Tell a screen reader, and put the place into the address, once the reader rests. */
-  say() {
+  say(before = "") {
+    if (before) this.address();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
       if (!this.opened) return;
-      byId("said").textContent = spoken(this.opened, this.names, this.selected);
-      history.replaceState(null, "", `#row=${this.opened.row}&position=${this.opened.start + this.selected}`);
+      byId("said").textContent = before + (this.opened.length ? spoken(this.opened, this.names, this.selected) : "It is empty.");
+      this.address();
     }, 200);
+  }
+
+  /** Put the place into the address, which leads here again. */
+  address(row = this.opened.row) {
+    const parts = { ...(this.split === null ? {} : { split: this.split }), row };
+    if (this.opened?.length) parts.position = this.opened.start + this.selected;
+    history.replaceState(null, "", `#${new URLSearchParams(Object.entries(parts))}`);
   }
 
   key(event, pane) {
@@ -272,12 +331,19 @@ class Page {
     }[event.key];
     if (!to) return;
     event.preventDefault();
-    this.select(to(), { reveal: true });
+    const { start, length, positions } = this.opened;
+    if (this.served && event.key === "ArrowRight" && this.selected === length - 1 && start + length < positions) {
+      this.part(start + length, pane);
+    } else if (this.served && event.key === "ArrowLeft" && this.selected === 0 && start > 0) {
+      this.part(start - 1, pane);
+    } else {
+      this.select(to(), { reveal: true });
+    }
   }
 
   anywhere(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (byId("chooser").open || event.target.closest("input:not([type=radio]), select")) return;
+    if (event.target !== document.body && !event.target.closest(".text")) return; // elsewhere letters are typed
     const act = {
       "/": () => { byId("query").focus(); byId("query").select(); },
       "[": () => { if (this.place > 0) this.open(this.place - 1); },
@@ -350,15 +416,26 @@ class Page {
       this.buttons();
       return;
     }
+    await this.follow({ quiet: true });
+  }
+
+  /** Go where the address says; where it leads nowhere, that is said. */
+  async follow({ quiet = false } = {}) {
     const asked = new URLSearchParams(location.hash.slice(1));
     const [row, position] = ["row", "position"].map((name) => (/^\d{1,15}$/u.test(asked.get(name) ?? "") ? Number(asked.get(name)) : null));
-    const place = row === null ? null : await this.source.placeOfRow(null, row).catch(() => null);
-    if (place === null || position === null) {
-      await this.open(place ?? 0);
+    if (row === null) {
+      if (!this.opened) await this.open(0, { quiet });
       return;
     }
-    const start = this.served ? position - (position % this.window) : 0;
-    await this.open(place, { start, position: position - start });
+    const split = this.served ? asked.get("split") : null;
+    try {
+      const place = await this.source.placeOfRow(split, row);
+      this.split = split;
+      await this.open(place, { position, quiet });
+    } catch (error) {
+      const here = this.opened?.length ? this.opened.start + this.selected : null;
+      await this.open(this.place, { position: here, remark: error.message, quiet });
+    }
   }
 }
 
