@@ -117,8 +117,10 @@ def test_the_data_is_what_the_measures_say(write, k):
         assert view["probabilities"] == none_for_nan(measures.probabilities[listed])
         assert view["entropy"] == none_for_nan(measures.entropy)
         assert each(view["exact"], length) == measures.entropy_is_stored.tolist()
-        assert view["rank"] == [0, *measures.target_rank.tolist()[:-1]]
-        assert each(view["place"], length) == [-1, *measures.target_place.tolist()[:-1]]
+        place = [-1, *measures.target_place.tolist()[:-1]]
+        assert view["place"] == place
+        assert view.get("rank", [at + 1 for at in place]) == [0, *measures.target_rank.tolist()[:-1]]
+        assert ("rank" in view) == (sequence.target_rank is not None)
         assert view["surprise"] == [None, *none_for_nan(-measures.target_logprob[:-1])]
         assert view["before"] is False
         assert view["rest"] == none_for_nan(everything_else(sequence, measures, k))
@@ -163,7 +165,8 @@ def test_a_stored_target_that_is_no_candidate_is_not_part_of_the_rest(tmp_path, 
             target_logprob=np.log([0.3, 0.1, np.nan]), target_rank=[2, 3, 0],
         )  # fmt: skip
     view, _ = only(logitstore.open(tmp_path / "draws"), candidates=1)
-    assert view["place"] == -1 or set(view["place"]) == {-1}
+    assert view["place"] == [-1, -1, -1]
+    assert view["rank"] == [0, 2, 3]
     assert view["rest"] == pytest.approx([0.4, 0.4, 0.4])
     assert view["told"] == [False, True, True]
 
@@ -229,7 +232,7 @@ def test_a_window_is_a_part_of_the_whole(write):
     part = sequence_data(sequence, tokens, 0, 4, slice(10, 20))
     for name in ("tokens", "entropy", "rest"):
         assert part[name] == whole[name][10:20]
-    for name in ("rank", "surprise", "place"):  # and of the token that follows
+    for name in ("surprise", "place"):  # and of the token that follows
         assert each(part[name], 11) == each(whole[name], 30)[10:21]
     assert part["next"] == whole["tokens"][20]
     assert "next" not in whole

@@ -59,11 +59,12 @@ def sequence_data(sequence: Sequence, tokens: Tokens, spelled: int, candidates: 
 
     Of position t, the distribution of the token after t: `count`, `entropy` (nats), `exact` (whether that is of the
     whole vocabulary; else `entropy_from` says what it is of), `rest` (probability of everything that has no line;
-    null also where there is nothing else), `draws`. Of the token t, as position t - 1 expected it: `rank` (0:
-    unknown), `surprise` (nats), `place` among the candidates (-1: none of them), `told` (whether the surprise is stored
-    or a probability, not a share). These have one more where a token follows the window: of that token, `next`. The
-    listed candidates of all positions follow one another in `candidates` and `probabilities`, min(count, listed) of
-    each. `impossible` are the positions whose numbers are; -1 is the one before the window.
+    null also where there is nothing else), `draws`. Of the token t, as position t - 1 expected it: `place` among the
+    candidates (-1: none of them), `rank` (0: unknown; left out where the place says it), `surprise` (nats), `told`
+    (whether that is stored, or of a probability rather than a share). These have one more where a token follows the
+    window: of that token, `next`. The listed candidates of all positions follow one another in `candidates` and
+    `probabilities`, min(count, listed) of each. `impossible` are the positions whose numbers are; -1 is the one before
+    the window.
 
     Args:
         sequence: T positions.
@@ -134,13 +135,14 @@ def _expected(sequence: Sequence, measures: Measures, tokens: Tokens, window: sl
     before = slice(max(0, window.start - 1), window.start)
     impossible = np.flatnonzero(measures.impossible[before.start : window.stop]) - (window.start - before.start)
     data: dict[str, Any] = {
-        "rank": of_the_token(measures.target_rank, 0).tolist(),
         "place": of_the_token(measures.target_place, -1).tolist(),
         "surprise": _rounded(np.maximum(of_the_token(-measures.target_logprob, np.nan), 0)),
         "told": _same(of_the_token(measures.target_is_exact, False).tolist()),  # noqa: FBT003
         "before": bool(measures.scored[before].any()),
         "impossible": impossible.tolist(),
     }
+    if sequence.target_rank is not None:
+        data["rank"] = of_the_token(measures.target_rank, 0).tolist()
     if follows:
         data["next"] = tokens.places(sequence.tokens[window.stop : window.stop + 1])[0]
     return data

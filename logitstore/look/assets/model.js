@@ -30,6 +30,8 @@ class View {
     this.count = each(data.count, this.length);
     this.exact = each(data.exact, this.length);
     this.labels = table.labels[data.spelled];
+    this.place = each(data.place, data.surprise.length);
+    this.rank = data.rank ?? this.place.map((place) => place + 1);
     this.told = each(data.told, data.surprise.length);
     this.impossible = new Set(data.impossible);
     this.draws = data.draws === undefined ? null : each(data.draws, this.length);
