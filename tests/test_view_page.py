@@ -696,11 +696,11 @@ def test_entropies_say_what_they_are_of(visit, tmp_path):
     ratios = one(tmp_path / "ratios", tokens, ids, p, normalised="candidates")
     draws = drawn(tmp_path / "draws")
     for dataset, title, meaning, panel in (
-        (bound, "(nats, at least)", "Shown: at least.", "entropy at least "),
-        (partly, "(nats, at least where not stored)", "Shown: at least where not stored.", "entropy 1.50 nats"),
+        (bound, "(nats, at least)", "nats (at least).", "entropy at least "),
+        (partly, "(nats, at least where not stored)", "nats (at least where not stored).", "entropy 1.50 nats"),
         (exact, "(nats)", "in nats.", "entropy 1.50 nats"),
-        (ratios, "(nats, among the candidates)", "Shown: among the candidates.", "entropy among the candidates "),
-        (draws, "(nats, of the draws)", "Shown: of the draws.", "entropy of the draws "),
+        (ratios, "(nats, among the candidates)", "nats (among the candidates).", "entropy among the candidates "),
+        (draws, "(nats, of the draws)", "nats (of the draws).", "entropy of the draws "),
     ):
         tab = visit(dataset)
         assert tab.inner_text("#chart-title") == f"Entropy along the sequence {title}"

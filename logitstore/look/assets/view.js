@@ -240,9 +240,8 @@ class Page {
     const exact = (text) => text || "exact";
     const unit = `(${["nats", same ? of[0] : of.map(exact).join(" / ")].filter(Boolean).join(", ")})`;
     byId("chart-title").replaceChildren(TITLE[this.mode], element("span", "along", " along the sequence"), ` ${unit}`);
-    byId("meaning").textContent = MEANING[this.mode];
+    byId("meaning").textContent = same && of[0] ? MEANING[this.mode].replace(/\.$/u, ` (${of[0]}).`) : MEANING[this.mode];
     if (!same) byId("meaning").append(` ${of.map((text, i) => `${this.names[i]}: ${exact(text)}.`).join(" ")}`);
-    else if (of[0]) byId("meaning").append(` Shown: ${of[0]}.`);
     this.chart.show(series, this.opened.start, `${TITLE[this.mode]} along the sequence ${unit}. ${words.join(". ")}`);
     const keys = series.length > 1 ? this.names : [];
     byId("chart-legend").replaceChildren(...keys.map((name, i) => {
