@@ -746,10 +746,18 @@ def test_serving_takes_no_rows(write, arguments):
     assert "--serve shows every sequence" in err
 
 
+INTERRUPTIBLE = """
+import signal
+from logitstore_cli import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+run()
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="an interrupt cannot be sent to one process there")
 def test_the_command_serves_until_ctrl_c(write):
     process = subprocess.Popen(
-        [sys.executable, "-m", "logitstore_cli", "view", str(write()), "--serve", "0"],
+        [sys.executable, "-c", INTERRUPTIBLE, "view", str(write()), "--serve", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
