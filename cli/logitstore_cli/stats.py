@@ -44,16 +44,16 @@ def command(dataset: str, full: bool, workers: int | None, html: Path | None, ov
             workers=(cores() if workers is None else workers) if full else 0,
             progress=reporter(bar, "reading", "sequences"),
         )
-    if as_json:
-        result_json(figures)
-    else:
-        for line in stats_lines(dataset, figures):
-            result(line)
-    if html is not None:
+    if html is not None:  # before what is printed: whoever reads that may go away, as `head` does
         from logitstore.look.report import report  # noqa: PLC0415 - only where it is asked for
 
         write_atomic(html, report(name_of(opened), figures).encode())
         note(f"Note: the figures are in {html} too")
+    if as_json:
+        result_json(figures)
+        return
+    for line in stats_lines(dataset, figures):
+        result(line)
 
 
 def stats_lines(name: str, figures: Stats) -> Iterator[str]:
