@@ -228,7 +228,7 @@ def test_savings_are_those_of_writing_less(shared, tmp_path, quiet):
         less = {"top_k": 64, one.setting: int(one.value) if one.setting == "top_k" else one.value}
         convert([source], tmp_path / "less", overwrite=True, **options, **less)
         now = logitstore.open(tmp_path / "less").info.totals
-        assert figures.bytes_a_position - one.saved == pytest.approx(now.bytes / now.positions, rel=0.02)
+        assert figures.bytes_a_position - one.saved == pytest.approx(now.bytes / now.positions, rel=0.03)
 
 
 def test_processes_give_the_same_figures(ragged_path):

@@ -78,6 +78,13 @@ def row_sums(values: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:
     return sums
 
 
+def row_dots(a: NDArray[np.float64], b: NDArray[np.float64], count: NDArray[Any]) -> NDArray[np.float64]:
+    """The sum of the products of each row, 0 for empty ones: float64 [rows]."""
+    if k := uniform(count):
+        return np.asarray(np.einsum("ij,ij->i", a.reshape(-1, k), b.reshape(-1, k)))
+    return row_sums(a * b, count)
+
+
 def ranks(count: NDArray[Any]) -> NDArray[np.int64]:
     """The place of each value in its row, from 0: int64 [sum of counts]."""
     ends = offsets(count)

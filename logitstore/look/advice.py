@@ -18,7 +18,7 @@ from logitstore.schema import Manifest
 from logitstore.shard.chunk import StoredSequence, encode_chunk, encode_tail, shard_schema
 from logitstore.shard.sequence import Sequence
 
-POSITIONS: Final = 2**14
+POSITIONS: Final = 2**13
 """About so many positions are looked at."""
 
 SEQUENCES: Final = 256

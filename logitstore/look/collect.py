@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from logitstore.dataset.reader import Dataset, Stored
 from logitstore.encoding import ragged
 from logitstore.look.measures import COLUMNS, ENTROPIES, Measures, entropy_without_stored, has_tail, joined, measure
-from logitstore.look.summaries import Collection
+from logitstore.look.summaries import Collection, Histogram
 from logitstore.shard.sequence import Sequence
 
-METRICS: Final = ("entropy", "coverage", "tail", "count", "surprise", "rank")
-"""What is known of a position: nats, probabilities, candidates, nats, from 1."""
+METRICS: Final = ("entropy", "coverage", "tail", "count", "surprise")
+"""What is known of a position: nats, probabilities, candidates, nats."""
 
 _POWERS: Final = (0.0, *(float(2**n) for n in range(25)))
 EDGES: Final[dict[str, tuple[float, ...]]] = {
@@ -93,6 +93,7 @@ class Collected:
         masked: positions whose loss_mask is known.
         entropies: positions by where their entropy is from, `ENTROPIES`.
         metrics: numbers of `METRICS` and `length`.
+        ranks: those of targets.
         targets: the real next tokens.
         hashes: (row, uint64 of the tokens of each sequence from there on); 0 of a sequence without tokens.
         uncertain: the most uncertain ones, most uncertain first.
@@ -108,6 +109,7 @@ class Collected:
     masked: int
     entropies: dict[str, int]
     metrics: dict[str, Collection]
+    ranks: Histogram
     targets: Targets
     hashes: tuple[tuple[int, NDArray[np.uint64]], ...]
     uncertain: list[Uncertain]
@@ -158,7 +160,7 @@ class _Figures:
     def __init__(self, start: int) -> None:
         self.start = start
         self.row = start
-        self.columns: dict[str, list[NDArray[Any]]] = {name: [] for name in (*METRICS, "place", "length")}
+        self.columns: dict[str, list[NDArray[Any]]] = {name: [] for name in (*METRICS, "rank", "place", "length")}
         self.hashes: list[int] = []
         self.uncertain: list[Uncertain] = []
         self.targets = Targets()
@@ -225,6 +227,7 @@ class _Figures:
             entropies=self.entropies,
             metrics={name: Collection.of(places, columns[name], EDGES[name]) for name in METRICS}
             | {"length": Collection.of(rows, lengths, EDGES["length"])},
+            ranks=Histogram.of(columns["rank"], EDGES["rank"]),
             targets=self.targets,
             hashes=((self.start, np.array(self.hashes, np.uint64)),),
             uncertain=self.uncertain,

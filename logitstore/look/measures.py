@@ -31,8 +31,8 @@ class Measures:
 
     Attributes:
         scored: bool [T], whether there is a distribution, and no number in it is impossible.
-        impossible: bool [T]: a logprob above 0 or none, or probabilities that sum to over 2; what is forged. Nothing
-            else is known of such a position.
+        impossible: bool [T]: a logprob that is no number or infinite, or probabilities that sum to over 2: what is
+            forged. Nothing else is known of such a position.
         probabilities: float64 [N] of the candidates; made to sum to one where only their ratios are known.
         coverage: float64 [T], the probability that the candidates have together; NaN where that is not known: sampled
             distributions, and those normalised over the candidates.
@@ -75,12 +75,10 @@ def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_e
     with np.errstate(all="ignore"):  # NaN and log 0 are what they should be; forged values may overflow
         probabilities = np.exp(logprobs)
         mass = ragged.row_sums(probabilities, count)
-        impossible = ~(mass <= _MOST)
-        if len(logprobs) and not (np.isfinite(logprobs.min()) and logprobs.max() <= PROBABILITY_SLACK):
-            wrong = ~(np.isfinite(logprobs) & (logprobs <= PROBABILITY_SLACK))
-            impossible |= ragged.row_sums(wrong, count) > 0
+        inside = ragged.row_dots(probabilities, logprobs, count)
+        impossible = ~(mass <= _MOST) | ~np.isfinite(inside)
         tail = np.exp(sequence.tail, dtype=np.float64) if with_tail else np.full(len(count), np.nan)
-        entropy = _entropy(probabilities, logprobs, count, mass, tail if with_tail else np.zeros(len(count)))
+        entropy = _entropy(mass, inside, tail if with_tail else np.zeros(len(count)))
     impossible |= tail > _MOST
     scored = (count > 0) & ~impossible
     for values in (entropy, tail):
@@ -190,16 +188,15 @@ def normalised_logprobs(logprobs: NDArray[np.float32], count: NDArray[Any], norm
         return np.asarray(values - ragged.spread(np.log(ragged.row_sums(np.exp(values), present)), present))
 
 
-def _entropy(
-    probabilities: NDArray[np.float64],
-    logprobs: NDArray[np.float64],
-    count: NDArray[Any],
-    mass: NDArray[np.float64],
-    tail: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """-sum of p log p over candidates and tail, both divided by their sum."""
+def _entropy(mass: NDArray[np.float64], inside: NDArray[np.float64], tail: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-sum of p log p over candidates and tail, both divided by their sum.
+
+    Args:
+        mass: sum of the candidates' p [T].
+        inside: sum of their p log p [T].
+        tail: p of the tail [T].
+    """
     total = mass + tail
-    inside = ragged.row_sums(probabilities * logprobs, count)
     outside = np.where(tail == 0, 0.0, tail * np.log(tail))
     return np.asarray(np.log(total) - (inside + outside) / total)
 

@@ -225,7 +225,7 @@ def _stats(
         tail=spreads["tail"],
         entropy=spreads["entropy"],
         entropies=found.entropies,
-        teaching=_teaching(found.targets, found.metrics["rank"].histogram, spreads["surprise"]),
+        teaching=_teaching(found.targets, found.ranks, spreads["surprise"]),
         bytes=totals.bytes,
         bytes_a_position=totals.bytes / totals.positions if totals.positions else None,
         columns=_columns(found),

@@ -1,7 +1,7 @@
 """Sums, samples and histograms of numbers that come part by part: each is added to another one of its kind.
 
 Parts can be made by several processes. Memory does not grow with the numbers: percentiles are those of all numbers up
-to a million of them, and of a random half, quarter, ... of them beyond.
+to a quarter of a million of them, and of a random half, quarter, ... of them beyond.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE: Final = 2**20
-"""Percentiles are exact up to so many numbers."""
+SAMPLE: Final = 2**18
+"""Percentiles are exact up to so many numbers; beyond, their rank is off by some 0.1 %."""
 
 PERCENTILES: Final = (5, 25, 50, 75, 95)
 
