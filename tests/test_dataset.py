@@ -28,7 +28,7 @@ def test_rows_and_slices(dataset):
     assert dataset[2:10][3].id == "5"
     assert len(dataset[30:]) == 0
     for row in (20, -21):
-        with pytest.raises(IndexError, match=f"no row {row}: the dataset has the rows 0 to 19"):
+        with pytest.raises(IndexError, match=f"no row {row}: the rows are 0 to 19"):
             dataset[row]
 
 

@@ -84,21 +84,20 @@ def assert_bytes(figures, dataset):
     import pyarrow as pa
 
     sizes, messages = {}, 0
-    for info in dataset.info.shards:
+    for number, info in enumerate(dataset.info.shards):
         with pa.OSFile(str(dataset.path / info.path)) as file:
             for batch in pa.ipc.open_stream(file):
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     if pa.types.is_binary(column.type):
                         sizes[name] = sizes.get(name, 0) + sum(len(cell.as_py()) for cell in column)
-        messages += int(sum(logitstore.Dataset(dataset.store, dataset.info)._shards[0].index["length"]))
+        messages += int(dataset._shards[number].index["length"].sum())
     found = {column.name: column for column in figures.columns}
     for name, size in sizes.items():
         if size:
             assert found[name].bytes == size
             assert found[name].bytes_a_position == pytest.approx(size / figures.positions, **CLOSE)
             assert found[name].bits_a_candidate == pytest.approx(8 * size / figures.candidates, **CLOSE)
-    if len(dataset.info.shards) == 1:
-        assert sum(column.bytes for column in figures.columns) == messages
+    assert sum(column.bytes for column in figures.columns) == messages
     assert figures.bytes == sum(os.path.getsize(dataset.path / info.path) for info in dataset.info.shards)  # noqa: PTH202
 
 

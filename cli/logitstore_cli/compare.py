@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import click
 
@@ -16,8 +15,9 @@ from logitstore.text import readable, running, shortened, visible
 from logitstore.tokenizer import Tokenizer
 from logitstore_cli.figures import histogram_lines, nats, percent, spread_lines
 from logitstore_cli.output import named, note, progress_bar, reporter, result, result_json
+from logitstore_cli.show_render import ending
 
-_BEFORE = 40  # characters of the text before a position
+_BEFORE = 40  # cells of the text before a position
 
 
 @click.command("compare")
@@ -56,7 +56,7 @@ def command(a: str, b: str, by: str | None, match: Match, workers: int | None, a
     if as_json:
         result_json(found)
         return
-    for line in compare_lines(found, by, Texts(first)):
+    for line in compare_lines(found, by, first):
         result(line)
 
 
@@ -65,20 +65,8 @@ def _workers(dataset: logitstore.Dataset) -> int:
     return cores() if dataset.info.totals.positions > 2**17 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Tokens of a dataset as text."""
-
-    dataset: logitstore.Dataset
-
-    def before(self, tokenizer: Tokenizer | None, row: int, position: int) -> str:
-        """The text that ends with the token at a position."""
-        tokens = self.dataset.select(["tokens"])[row].tokens[: position + 1][-_BEFORE:].tolist()
-        return visible("".join(running(tokenizer, tokens)))[-_BEFORE:]
-
-
-def compare_lines(found: Comparison, by: str | None, texts: Texts) -> Iterator[str]:
-    """The comparison for people."""
+def compare_lines(found: Comparison, by: str | None, a: logitstore.Dataset) -> Iterator[str]:
+    """The comparison for people; the texts are those of a."""
     yield from _sides(found)
     yield ""
     yield f"compared: {found.sequences:,} sequences, {found.positions:,} positions"
@@ -110,7 +98,7 @@ def compare_lines(found: Comparison, by: str | None, texts: Texts) -> Iterator[s
         yield from _groups(found, by or "")
     if found.differences:
         yield ""
-        yield from _differences(found, texts)
+        yield from _differences(found, a)
 
 
 def _sides(found: Comparison) -> Iterator[str]:
@@ -177,11 +165,17 @@ def _group(means: Means) -> str:
     return f"{means.positions:>11,}{values}{percent(means.agree):>11}{percent(means.overlap):>9}"
 
 
-def _differences(found: Comparison, texts: Texts) -> Iterator[str]:
+def _differences(found: Comparison, dataset: logitstore.Dataset) -> Iterator[str]:
     yield "Where they differ most"
-    tokenizer = texts.dataset.tokenizer()
+    tokenizer = dataset.tokenizer()
     for one in found.differences:
         best = [f"{named(tokenizer, token)} {percent(p)}" for token, p in (one.best_a, one.best_b)]
         place = f"row {one.row:,} position {one.position:,}"
         yield f"  {place:<28} JSD {nats(one.jsd)}  A: {best[0]}  B: {best[1]}"
-        yield f"  {'':<28} after …{texts.before(tokenizer, one.row, one.position)}"
+        yield f"  {'':<28} after {_before(dataset, tokenizer, one.row, one.position)}"
+
+
+def _before(dataset: logitstore.Dataset, tokenizer: Tokenizer | None, row: int, position: int) -> str:
+    """The text that ends with the token at a position."""
+    tokens = dataset.select(["tokens"])[row].tokens[: position + 1][-_BEFORE:].tolist()
+    return ending(visible("".join(running(tokenizer, tokens))), _BEFORE)

@@ -20,10 +20,6 @@ from logitstore.errors import DatasetExistsError, InvalidInputError, LogitStoreW
 from logitstore.text import escaped, label, visible
 from logitstore.tokenizer import Tokenizer
 
-_STEERING: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What JSON allows inside a string as it is, but terminals obey: the 8-bit controls, and those of direction."""
-
-
 _OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200f\u2028-\u202e\u2066-\u2069]")
 """What terminals obey in a text of lines and tabs; the left-to-right mark stays, which only keeps order."""
 
@@ -41,7 +37,7 @@ def result_json(value: Any, *, indent: int = 2) -> None:
 
 def harmless(text: str) -> str:
     """The same JSON, with what a terminal would obey escaped, and what the stream's encoding cannot hold."""
-    text = _STEERING.sub(_as_json, text)
+    text = _OBEYED.sub(_as_json, text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

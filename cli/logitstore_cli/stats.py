@@ -10,8 +10,8 @@ import click
 
 import logitstore
 from logitstore.io.files import write_atomic
-from logitstore.look.page import name_of
 from logitstore.look.stats import Stats, Teaching, entropy_source, stats
+from logitstore.look.words import name_of
 from logitstore.processes import cores
 from logitstore.text import readable
 from logitstore_cli.figures import bar_line, histogram_lines, nats, percent, spread_lines, whole

@@ -12,8 +12,9 @@ import click
 
 import logitstore
 from logitstore.io.files import write_atomic
-from logitstore.look.page import CANDIDATES, POSITIONS, collect, name_of, page_html
+from logitstore.look.page import CANDIDATES, POSITIONS, collect, page_html
 from logitstore.look.serve import serve
+from logitstore.look.words import name_of
 from logitstore_cli.output import check_target, note, result, size
 
 

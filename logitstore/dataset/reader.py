@@ -341,7 +341,7 @@ class Dataset:
         try:
             return self._rows[index]
         except IndexError:
-            there = f"the dataset has the rows 0 to {len(self) - 1}" if len(self) else "the dataset has no sequences"
+            there = f"the rows are 0 to {len(self) - 1}" if len(self) else "there are no sequences"
             raise RowIndexError(f"there is no row {index}: {there}") from None
 
     def _view(

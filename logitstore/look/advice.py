@@ -28,7 +28,6 @@ SELECTED: Final = (
     "tokens", "ids", "logprobs", "logits", "draws", "tail",
     "target_logprob", "target_rank", "logsumexp", "entropy", "loss_mask",
 )  # fmt: skip
-
 """What has to be selected."""
 
 
@@ -75,11 +74,13 @@ class _Kept:
     Attributes:
         mask: bool [N], the candidates kept.
         logprobs: float32 [M], of those, as they would be read.
+        rest: float64 [T], probability of the tail and of the candidates that are not kept.
         stored: ready to be written.
     """
 
     mask: NDArray[np.bool_]
     logprobs: NDArray[np.float32]
+    rest: NDArray[np.float64]
     stored: StoredSequence
 
 
@@ -152,11 +153,13 @@ def _keep(sequence: Sequence, setting: Setting | None, info: Manifest) -> _Kept:
     count = ragged.row_sums(mask, sequence.count).astype(np.uint32)
     coarser = value if name == "resolution" else None
     values, logprobs = _encoded(sequence, mask, count, info, coarser)
-    optional = _optional(sequence, _rest(sequence, mask))
+    left_out = np.where(mask, 0.0, np.exp(sequence.logprobs, dtype=np.float64))
+    rest = np.exp(sequence.tail, dtype=np.float64) + ragged.row_sums(left_out, sequence.count)
+    optional = _optional(sequence, rest)
     if values.logsumexp is not None:
         optional["logsumexp"] = values.logsumexp
     ids = sequence.ids[mask].view(np.uint32)
-    return _Kept(mask, logprobs, StoredSequence(sequence.id, sequence.tokens, count, ids, values, optional))
+    return _Kept(mask, logprobs, rest, StoredSequence(sequence.id, sequence.tokens, count, ids, values, optional))
 
 
 def _encoded(
@@ -182,12 +185,6 @@ def _reaching(probabilities: NDArray[np.float64], count: NDArray[Any], top_p: fl
     before = np.cumsum(probabilities) - probabilities
     before -= ragged.spread(ragged.heads(before, count), count[count > 0])
     return np.asarray(before < top_p)
-
-
-def _rest(sequence: Sequence, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Probability, float64 [T], of the tail and of the candidates that are not kept."""
-    left_out = np.where(mask, 0.0, np.exp(sequence.logprobs, dtype=np.float64))
-    return np.asarray(np.exp(sequence.tail, dtype=np.float64) + ragged.row_sums(left_out, sequence.count))
 
 
 def _optional(sequence: Sequence, rest: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
@@ -230,7 +227,7 @@ def _cost(sequence: Sequence, kept: _Kept, width: int | None) -> Tried:
 def _even(sequence: Sequence, kept: _Kept, p: NDArray[np.float64], q: NDArray[np.float64], width: int) -> float:
     """Sum over positions of KL(stored ‖ kept), the rest of both spread evenly over the other tokens."""
     count, left, mask = sequence.count, kept.stored.count, kept.mask
-    tail, rest = np.exp(sequence.tail, dtype=np.float64), _rest(sequence, mask)
+    tail, rest = np.exp(sequence.tail, dtype=np.float64), kept.rest
     tail[count >= width] = 0.0  # rounding: there is nothing else
     with np.errstate(all="ignore"):
         log_p = np.log(p) - ragged.spread(np.log(ragged.row_sums(p, count) + tail), count)

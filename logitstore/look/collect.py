@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from logitstore.dataset.reader import Dataset, Stored
 from logitstore.encoding import ragged
 from logitstore.look.measures import COLUMNS, ENTROPIES, Measures, entropy_without_stored, has_tail, joined, measure
-from logitstore.look.summaries import Collection, Histogram
+from logitstore.look.summaries import Collection, Histogram, keys_of
 from logitstore.shard.sequence import Sequence
 
 METRICS: Final = ("entropy", "coverage", "tail", "count", "surprise")
@@ -184,7 +184,7 @@ class _Figures:
             ("tail", measured.tail),
             ("count", np.where(measured.scored, both.count, np.nan)),
             ("surprise", surprise),
-            ("rank", np.where(measured.target_rank > 0, measured.target_rank, np.nan)),
+            ("rank", measured.target_rank),
             ("place", (rows << 24) + within),  # a sequence has at most 2^24 positions
             ("length", lengths),
         ):
@@ -215,7 +215,8 @@ class _Figures:
     def collected(self, stored: Stored) -> Collected:
         columns = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in self.columns.items()}
         lengths = columns["length"].astype(np.float64)
-        rows, places = np.arange(self.start, self.start + len(lengths)), columns["place"].astype(np.int64)
+        rows = keys_of(np.arange(self.start, self.start + len(lengths)))
+        keys, ranks = keys_of(columns["place"].astype(np.int64)), columns["rank"]
         return Collected(
             sequences=len(lengths),
             positions=int(lengths.sum()),
@@ -225,9 +226,9 @@ class _Figures:
             trained=self.trained,
             masked=self.masked,
             entropies=self.entropies,
-            metrics={name: Collection.of(places, columns[name], EDGES[name]) for name in METRICS}
+            metrics={name: Collection.of(keys, columns[name], EDGES[name]) for name in METRICS}
             | {"length": Collection.of(rows, lengths, EDGES["length"])},
-            ranks=Histogram.of(columns["rank"], EDGES["rank"]),
+            ranks=Histogram.of(ranks[ranks > 0], EDGES["rank"]),
             targets=self.targets,
             hashes=((self.start, np.array(self.hashes, np.uint64)),),
             uncertain=self.uncertain,

@@ -16,7 +16,7 @@ from logitstore.errors import SequenceNotFoundError
 from logitstore.look.calibration import Calibration
 from logitstore.look.measures import COLUMNS, Measures, measure
 from logitstore.look.pairs import Pair, pair
-from logitstore.look.summaries import Collection, Moments
+from logitstore.look.summaries import Collection, Moments, keys_of
 from logitstore.shard.sequence import Sequence
 
 Match = Literal["id", "row"]
@@ -32,8 +32,7 @@ SPREADS: Final = ("kl_ab", "kl_ba", "jsd")
 
 EDGES: Final = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 1000.0)
 
-
-_NONE: Final = Collection.of(np.empty(0, np.int64), np.empty(0), EDGES)
+_NONE: Final = Collection.of(np.empty(0, np.uint64), np.empty(0), EDGES)
 _DIFFERENT: Final = 1e-9  # nats from which a position is worth listing
 
 
@@ -177,10 +176,9 @@ class _Comparing:
         """Compare two sequences of the same tokens."""
         measured = [measure(one) for one in (a, b)]
         self.impossible += int((measured[0].impossible | measured[1].impossible).sum())
-        rows = np.flatnonzero(measured[0].scored & measured[1].scored)
-        if len(rows) == 0:
+        found = pair(a, b, *measured)
+        if len(found.rows) == 0:
             return
-        found = pair(a, b, rows)
         sums = Sums.of(found)
         self.sequences += 1
         self.total += sums
@@ -190,7 +188,7 @@ class _Comparing:
             self.columns[name].append(getattr(found, name))
         self.moved += found.moved
         self.columns["place"].append((row << 24) + found.rows)  # a sequence has at most 2^24 positions
-        self._judge(a, b, measured, rows)
+        self._judge(a, b, measured, found.rows)
         self.differences += _differences(a, b, found, row)
         if len(self.differences) > 4 * DIFFERENCES:
             self.differences = heapq.nlargest(DIFFERENCES, self.differences, key=lambda one: one.jsd)
@@ -211,6 +209,7 @@ class _Comparing:
         columns = {name: np.concatenate(parts, axis=-1) for name, parts in self.columns.items()}
         judged = zip(columns["confidence"], columns["hit"], columns["surprise"], strict=True)
         first, second = (Calibration.of(*one) for one in judged)
+        keys = keys_of(columns["place"])
         return Compared(
             sequences=self.sequences,
             **counts,
@@ -218,11 +217,15 @@ class _Comparing:
             groups=self.groups,
             impossible=self.impossible,
             moved=self.moved,
-            spreads={name: Collection.of(columns["place"], columns[name], EDGES) for name in SPREADS},
+            spreads={name: Collection.of(keys, columns[name], EDGES) for name in SPREADS},
             calibrations=(first, second),
-            entropies=(Moments.of(columns["entropy_a"]), Moments.of(columns["entropy_b"])),
+            entropies=(_known(columns["entropy_a"]), _known(columns["entropy_b"])),
             differences=heapq.nlargest(DIFFERENCES, self.differences, key=lambda one: one.jsd),
         )
+
+
+def _known(values: NDArray[np.float64]) -> Moments:
+    return Moments.of(values[~np.isnan(values)])
 
 
 def _differences(a: Sequence, b: Sequence, found: Pair, row: int) -> Iterator[Difference]:

@@ -33,7 +33,8 @@ class Measures:
         scored: bool [T], whether there is a distribution, and no number in it is impossible.
         impossible: bool [T]: a logprob that is no number or infinite, or probabilities that sum to over 2: what is
             forged. Nothing else is known of such a position.
-        probabilities: float64 [N] of the candidates; made to sum to one where only their ratios are known.
+        logprobs: float64 [N] of the candidates; made to sum to one where only their ratios are known.
+        probabilities: float64 [N], likewise.
         coverage: float64 [T], the probability that the candidates have together; NaN where that is not known: sampled
             distributions, and those normalised over the candidates.
         tail: float64 [T], the stored probability of everything else; NaN likewise.
@@ -49,6 +50,7 @@ class Measures:
 
     scored: NDArray[np.bool_]
     impossible: NDArray[np.bool_]
+    logprobs: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     coverage: NDArray[np.float64]
     tail: NDArray[np.float64]
@@ -61,13 +63,12 @@ class Measures:
     has_target: NDArray[np.bool_]
 
 
-def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_entropy: bool = True) -> Measures:
+def measure(sequence: Sequence, lengths: NDArray[Any] | None = None) -> Measures:
     """The measures of a sequence, which has `COLUMNS`.
 
     Args:
         sequence: one, or several joined.
         lengths: positions of each of several; None: it is one.
-        stored_entropy: take the stored entropy where there is one.
     """
     count = sequence.count
     with_tail = has_tail(sequence)
@@ -84,7 +85,7 @@ def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_e
     for values in (entropy, tail):
         values[~scored] = np.nan
     is_stored = np.zeros(len(count), np.bool_)
-    if stored_entropy and sequence.entropy is not None:
+    if sequence.entropy is not None:
         is_stored = scored & np.isfinite(sequence.entropy) & (sequence.entropy >= 0)
         entropy[is_stored] = sequence.entropy[is_stored]
     following, has_following = _following(sequence.tokens, lengths)
@@ -102,6 +103,7 @@ def measure(sequence: Sequence, lengths: NDArray[Any] | None = None, *, stored_e
     return Measures(
         scored=scored,
         impossible=impossible,
+        logprobs=logprobs,
         probabilities=probabilities,
         coverage=np.where(scored, mass, np.nan) if with_tail else np.full(len(count), np.nan),
         tail=tail,
@@ -130,8 +132,8 @@ def entropy_without_stored(sequence: Sequence) -> str:
 def everything_else(sequence: Sequence, measured: Measures, listed: int) -> NDArray[np.float64]:
     """Probability, float64 [T], of all tokens but the best candidates listed and the target; NaN where unknown.
 
-    That of the tail too, where there can be one. A target that is not listed is shown on a line of its own; where its
-    probability is not known, it is contained.
+    That of the tail too, where there can be one; 0 where there is nothing else. A target that is not listed is shown on
+    a line of its own; where its probability is not known, it is contained.
     """
     count = sequence.count
     unlisted = np.where(ragged.ranks(count) < listed, 0.0, measured.probabilities)
@@ -146,6 +148,10 @@ def everything_else(sequence: Sequence, measured: Measures, listed: int) -> NDAr
     among = own_line & (measured.target_place >= 0)  # what is stored beside may be of another kind
     own[among] = measured.probabilities[sequence.offsets[:-1][among] + measured.target_place[among]]
     rest = np.clip(rest - own, 0.0, 1.0)  # rounding: stored probabilities may add up to a little more than one
+    nothing = count.astype(np.int64) - listed - (measured.target_place >= listed) <= 0
+    if has_tail(sequence):
+        nothing &= measured.tail == 0
+    rest[nothing] = 0.0  # which rounding need not say
     rest[~measured.scored] = np.nan
     return np.asarray(rest)
 

@@ -6,16 +6,12 @@ script sets text. The Content-Security-Policy names that script and the style sh
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
+from functools import cache
+from itertools import chain
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -23,8 +19,9 @@ import numpy as np
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError, RowIndexError, SequenceNotFoundError
 from logitstore.look.alike import check_tokenizers
+from logitstore.look.inline import asset, source, style
 from logitstore.look.page_data import Tokens, sequence_data
-from logitstore.look.words import SHADES, to_be_read
+from logitstore.look.words import SHADES, name_of, to_be_read
 from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
 
@@ -37,6 +34,7 @@ CANDIDATES: Final = 10
 POSITIONS: Final = 50_000
 """Positions that a page holds at most, and that are served at a time: about 200 bytes each."""
 
+_SHEET: Final = "view.css"
 _SCRIPTS: Final = ("model.js", "source.js", "chart.js", "text.js", "panel.js", "dialog.js", "view.js")
 _COMMON_SEARCHED: Final = 1000  # sequences of which one has to be in the other dataset too
 
@@ -184,45 +182,37 @@ def collect(
     return Collected(data, notes)
 
 
-def page(
-    dataset: Dataset,
-    *,
-    rows: Iterable[int] | None = None,
-    ids: Iterable[str] = (),
-    other: Dataset | None = None,
-    candidates: int = CANDIDATES,
-    positions: int = POSITIONS,
-) -> str:
+def page(dataset: Dataset, **options: Any) -> str:
     """A page of some sequences, as one HTML file that makes no request. Takes and raises what `collect` does."""
-    chosen = collect(dataset, rows=rows, ids=ids, other=other, candidates=candidates, positions=positions)
-    return page_html(chosen.data)
+    return page_html(collect(dataset, **options).data)
 
 
 def page_html(data: dict[str, Any]) -> str:
     """Data of a page as HTML."""
-    style, script = _asset("view.css"), _script()
+    sheet, script = style(_SHEET), _script()
     title = " and ".join(each["name"] for each in data["datasets"])
     parts = {
         "{{policy}}": html.escape(policy(served=bool(data["served"])).partition("; frame-ancestors")[0]),
         "{{title}}": html.escape(title),
-        "{{style}}": style,
+        "{{style}}": sheet,
         "{{data}}": json_in_html(data),
         "{{script}}": script,
     }
     pieces = []
-    template = _asset("view.html")
+    template = asset("view.html")
     for name, value in parts.items():  # in the order of the template, so that no value is looked at again
         before, _, template = template.partition(name)
         pieces += [before, value]
     return "".join([*pieces, template])
 
 
+@cache
 def policy(*, served: bool) -> str:
     """The Content-Security-Policy of the page; what only a header may say comes last."""
     directives = [
         "default-src 'none'",
-        f"script-src '{_digest(_script())}'",
-        f"style-src '{_digest(_asset('view.css'))}'",
+        f"script-src {source(_script())}",
+        f"style-src {source(style(_SHEET))}",
         "img-src data:",
         *(["connect-src 'self'"] if served else []),
         "base-uri 'none'",
@@ -240,27 +230,6 @@ def json_in_html(data: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def name_of(dataset: Dataset) -> str:
-    """What to call a dataset where its path is nobody's business: the last part of it."""
-    path = dataset.path
-    if isinstance(path, Path):
-        name = path.resolve().name
-    else:
-        name = urlsplit(path).path.rstrip("/").rpartition("/")[2].partition("@")[0]  # without a revision
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", name) or "dataset"  # bytes that are no UTF-8
-
-
-def check_row(dataset: Dataset, row: int) -> None:
-    """Refuse a row that is not there.
-
-    Raises:
-        RowIndexError: it is outside the dataset, or there are none; it is said which there are.
-    """
-    if not 0 <= row < len(dataset):
-        there = f"the rows are 0 to {len(dataset) - 1}" if len(dataset) else "there are no sequences"
-        raise RowIndexError(f"there is no row {row}: {there}")
 
 
 def _check_comparable(dataset: Dataset, other: Dataset) -> bool:
@@ -284,12 +253,12 @@ def _chosen(dataset: Dataset, rows: Iterable[int] | None, ids: Iterable[str]) ->
     if rows is None:
         rows = () if named else range(min(ROWS, len(dataset)))
     seen = set()
-    for source in (rows, named):
-        for row in source:
-            check_row(dataset, row)
-            if row not in seen:
-                seen.add(row)
-                yield row
+    for row in chain(rows, named):
+        if row < 0:
+            raise RowIndexError(f"there is no row {row}: rows are counted from 0")
+        if row not in seen:
+            seen.add(row)
+            yield row
 
 
 def _dataset_data(dataset: Dataset) -> dict[str, Any]:
@@ -309,13 +278,5 @@ def _published(teacher: str) -> str:
     return teacher.replace("\\", "/").rstrip("/").rpartition("/")[2] if local else teacher
 
 
-def _asset(name: str) -> str:
-    return (files("logitstore.look") / "assets" / name).read_text(encoding="utf-8")
-
-
 def _script() -> str:
-    return "'use strict';\n{\n" + "\n".join(_asset(name) for name in _SCRIPTS) + "}\n"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "'use strict';\n{\n" + "\n".join(asset(name) for name in _SCRIPTS) + "}\n"

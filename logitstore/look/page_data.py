@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
-from logitstore.look.measures import Measures, entropy_without_stored, everything_else, has_tail, measure
+from logitstore.look.measures import Measures, entropy_without_stored, everything_else, measure
 from logitstore.look.words import prompt_of
 from logitstore.shard.sequence import Sequence
 from logitstore.text import label, readable, running, shortened
@@ -77,6 +77,7 @@ def sequence_data(sequence: Sequence, tokens: Tokens, spelled: int, candidates: 
     count = sequence.count.astype(np.int64)
     listed = ragged.ranks(count) < candidates
     shown = listed & _within(count, window)
+    rest = everything_else(sequence, measures, candidates)
     data: dict[str, Any] = {
         "kind": "draws" if sequence.draws is not None else sequence.normalised,
         "entropy_from": entropy_without_stored(sequence),
@@ -88,7 +89,7 @@ def sequence_data(sequence: Sequence, tokens: Tokens, spelled: int, candidates: 
         "count": _same(count[window].tolist()),
         "entropy": _rounded(np.maximum(measures.entropy[window], 0)),
         "exact": _same(measures.entropy_is_stored[window].tolist()),
-        "rest": _rounded(_rest(sequence, measures, candidates)[window]),
+        "rest": _rounded(np.where(rest == 0, np.nan, rest)[window]),
     }
     data |= _texts(sequence, tokens, data, window)
     data |= _expected(sequence, measures, tokens, window)
@@ -113,15 +114,6 @@ def _texts(sequence: Sequence, tokens: Tokens, data: dict[str, Any], window: sli
     differ = [at for at, text in enumerate(texts) if text != labels[places[at]]]
     said: dict[str, Any] = {"after": "", "at": differ, "text": [texts[at] for at in differ]}
     return said | ({} if prompt is None else {"prompt": True})
-
-
-def _rest(sequence: Sequence, measures: Measures, candidates: int) -> NDArray[np.float64]:
-    """`everything_else`, NaN where there is nothing else."""
-    others = sequence.count.astype(np.int64) - candidates - (measures.target_place >= candidates)
-    is_more = others > 0
-    if has_tail(sequence):
-        is_more |= measures.tail != 0
-    return np.where(is_more, everything_else(sequence, measures, candidates), np.nan)
 
 
 def _expected(sequence: Sequence, measures: Measures, tokens: Tokens, window: slice) -> dict[str, Any]:

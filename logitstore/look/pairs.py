@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitstore.encoding import ragged
-from logitstore.look.measures import has_tail, normalised_logprobs
+from logitstore.look.measures import Measures, has_tail
 from logitstore.look.summaries import Moments
 from logitstore.shard.sequence import Sequence
 
@@ -65,38 +65,36 @@ class Pair:
     moved: Moments
 
 
-def pair(a: Sequence, b: Sequence, rows: NDArray[np.int64]) -> Pair:
-    """Compare two sequences of the same tokens.
+def pair(a: Sequence, b: Sequence, of_a: Measures, of_b: Measures) -> Pair:
+    """Compare two sequences of the same tokens, at the positions where both have a distribution of possible numbers.
 
     Args:
         a: the first.
         b: the second.
-        rows: int64 [R], ascending: positions where both have a distribution, of possible numbers.
+        of_a: its measures.
+        of_b: likewise.
     """
-    log_p, log_q = (normalised_logprobs(one.logprobs, one.count, one.normalised) for one in (a, b))
+    rows = np.flatnonzero(of_a.scored & of_b.scored)
     at_a, at_b = _shared(a, b)
     at = ragged.rows(a.count)[at_a]  # the position of each shared candidate
+
+    def at_rows(weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        return np.bincount(at, weights, minlength=len(a.count))[rows]
+
+    count_a, count_b, n = a.count[rows].astype(np.int64), b.count[rows].astype(np.int64), at_rows()
     with np.errstate(all="ignore"):  # what is forged is in none of the rows
-        moved = np.abs(log_p[at_a] - log_q[at_b])
-        largest = np.zeros(len(a.count))
-        np.maximum.at(largest, at, moved)
-    wanted = np.zeros(len(a.count), np.bool_)
-    wanted[rows] = True
-    n = np.bincount(at, minlength=len(a.count))[rows]
-    count_a, count_b = a.count[rows].astype(np.int64), b.count[rows].astype(np.int64)
-    unknown = np.full(len(rows), np.nan)
-    known: dict[str, NDArray[np.float64]] = dict.fromkeys(_WITH_REST, unknown)
-    if has_tail(a) and has_tail(b):
-        with np.errstate(all="ignore"):
-            p, q = _Side.of(a, log_p, at_a, at), _Side.of(b, log_q, at_b, at)
-            known = _divergences(p, q, at, rows)
+        moved = np.abs(of_a.logprobs[at_a] - of_b.logprobs[at_b])
+        known: dict[str, NDArray[np.float64]] = dict.fromkeys(_WITH_REST, np.full(len(rows), np.nan))
+        if has_tail(a) and has_tail(b):
+            known = _divergences(_Side.of(a, of_a, at_a, at), _Side.of(b, of_b, at_b, at), at, rows)
+    wanted = (of_a.scored & of_b.scored)[at]
     return Pair(
         rows=rows,
         **known,
         agree=a.ids[a.offsets[rows]] == b.ids[b.offsets[rows]],
         overlap=n / np.minimum(count_a, count_b),
-        identical=(n == count_a) & (n == count_b) & (largest[rows] == 0),
-        moved=Moments.of(moved[wanted[at]]),
+        identical=(at_rows(moved == 0) == count_a) & (n == count_b),
+        moved=Moments.of(moved[wanted]),
     )
 
 
@@ -125,18 +123,16 @@ class _Side:
     rest: NDArray[np.float64]
 
     @classmethod
-    def of(
-        cls, sequence: Sequence, logprobs: NDArray[np.float64], shared: NDArray[np.int64], at: NDArray[np.int64]
-    ) -> _Side:
+    def of(cls, sequence: Sequence, measured: Measures, shared: NDArray[np.int64], at: NDArray[np.int64]) -> _Side:
         tail = np.maximum(np.exp(sequence.tail, dtype=np.float64), LEAST_TAIL)
-        p = np.exp(logprobs)
+        p = measured.probabilities
         whole = ragged.row_sums(p, sequence.count) + tail
         alone = p.copy()
         alone[shared] = 0.0
         inside = np.bincount(at, p[shared], minlength=len(sequence.count))
         # Not 1 - shared: near 1, that would keep few digits.
         return cls(
-            log_p=logprobs[shared] - np.log(whole)[at],
+            log_p=measured.logprobs[shared] - np.log(whole)[at],
             shared=inside / whole,
             rest=(ragged.row_sums(alone, sequence.count) + tail) / whole,
         )

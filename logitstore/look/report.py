@@ -5,12 +5,9 @@ Ids and names are untrusted: all text goes through `escaped`, and the page's pol
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Final
 
 from logitstore.look.advice import Advice
@@ -34,6 +31,7 @@ from logitstore.look.charts import (
     things,
     whole,
 )
+from logitstore.look.inline import source, style
 from logitstore.look.stats import Stats, Teaching, entropy_source
 from logitstore.look.summaries import PERCENTILES, Spread
 from logitstore.text import readable, shortened
@@ -70,9 +68,8 @@ def report(name: str, stats: Stats) -> str:
         name: of the dataset.
         stats: its figures.
     """
-    style = (files("logitstore.look") / "assets" / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    sheet = style("report.css")
+    policy = f"default-src 'none'; style-src {source(sheet)}; base-uri 'none'; form-action 'none'"
     title = escaped(shortened(name, _TEXT)) or "A dataset"
     sections = _sections(stats)
     links = "".join(f'<li><a href="#{one.ident}">{one.title}</a></li>' for one in sections)
@@ -85,7 +82,7 @@ def report(name: str, stats: Stats) -> str:
 <meta name="referrer" content="no-referrer">
 <meta name="color-scheme" content="light dark">
 <title>{title} · figures</title>
-<style>{style}</style>
+<style>{sheet}</style>
 </head>
 <body>
 <header>

@@ -20,7 +20,7 @@ import msgspec
 
 from logitstore.dataset.reader import Dataset
 from logitstore.errors import InvalidInputError, LogitStoreError, RowIndexError, SequenceNotFoundError
-from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, check_row, page_html, policy
+from logitstore.look.page import CANDIDATES, POSITIONS, Viewed, page_html, policy
 
 ADDRESS: Final = "127.0.0.1"
 
@@ -97,25 +97,18 @@ def serve(
     dataset: Dataset,
     port: int = 0,
     *,
-    other: Dataset | None = None,
-    candidates: int = CANDIDATES,
-    positions: int = POSITIONS,
     ready: Callable[[str], object] = lambda url: None,  # noqa: ARG005
+    **options: Any,
 ) -> None:
     """Serve a dataset on loopback until the process is interrupted.
 
     Args:
         dataset: the dataset.
         port: on 127.0.0.1; 0 takes any that is free.
-        other: another dataset over the same sequences.
-        candidates: how many of each position are listed.
-        positions: how many of a sequence are sent at a time.
         ready: called with the address once it can be asked.
-
-    Raises:
-        InvalidInputError: the port cannot be had, or the datasets cannot be compared.
+        options: as for `Server`, which also says what is raised.
     """
-    with Server(dataset, port, other=other, candidates=candidates, positions=positions) as server:
+    with Server(dataset, port, **options) as server:
         try:
             ready(server.url)
             server.serve_forever()
@@ -203,7 +196,6 @@ class _Handler(BaseHTTPRequestHandler):
         viewed = self.server.viewed
         row, start = _number(given, "row", None), _number(given, "start", 0)
         dataset = viewed.split(given.get("split"))
-        check_row(dataset, row)
         sequence, tokens = dataset[row], viewed.tokens()
         last = max(0, len(sequence) - 1)
         start = min(start, last - last % self.server.positions)  # beyond the end: the last part

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from logitstore.errors import InvalidInputError, LogitStoreError, RowIndexError
-from logitstore.look.measures import ENTROPIES, Measures, entropy_without_stored, everything_else, has_tail, measure
+from logitstore.look.measures import ENTROPIES, Measures, entropy_without_stored, everything_else, measure
 from logitstore.look.words import prompt_of
 from logitstore.shard.sequence import Sequence
 from logitstore.text import label, running
@@ -219,7 +219,7 @@ def show(
                 draws=_draws(sequence, t),
                 candidates=_candidates(sequence, measures, tokenizer, t, candidates),
                 next=_next(sequence, measures, tokenizer, t),
-                everything_else=_number(rest[t]) if _is_more(sequence, measures, t, candidates) else 0.0,
+                everything_else=_number(rest[t]),
             )
             for t in sorted(set(chosen))
         ),
@@ -327,11 +327,3 @@ def _candidates(
         Candidate(rank, token, label(tokenizer, token), p, math.log(p) if p > 0 else -math.inf, n, token == following)
         for rank, (token, p, n) in enumerate(zip(ids, probabilities, draws, strict=True), 1)
     )
-
-
-def _is_more(sequence: Sequence, measures: Measures, t: int, k: int) -> bool:
-    """Whether anything is neither listed nor the next token; numbers need not say so, being rounded."""
-    if not measures.scored[t]:
-        return True  # nobody knows
-    others = int(sequence.count[t]) - k - int(measures.target_place[t] >= k)
-    return others > 0 or (has_tail(sequence) and bool(measures.tail[t] != 0))

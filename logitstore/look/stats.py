@@ -188,17 +188,19 @@ def entropy_source(entropies: dict[str, int]) -> str:
 def _advice(dataset: Dataset, sample: list[slice]) -> tuple[list[Advice], list[tuple[int, int]]]:
     """What less would cost and save, from the beginnings of some chunks of the sample."""
     groups: list[list[Sequence]] = []
-    rows, positions = [], 0
-    for at in np.random.default_rng(0).permutation(len(sample)).tolist():
+    rows: list[tuple[int, int]] = []
+    positions, left = 0, SEQUENCES
+    drawn = iter(np.random.default_rng(0).permutation(len(sample)).tolist())
+    while positions < POSITIONS and left and (at := next(drawn, None)) is not None:
         group: list[Sequence] = []
-        for sequence in dataset.select(SELECTED)[sample[at]]:
-            if positions >= POSITIONS or sum(map(len, groups)) + len(group) >= SEQUENCES:
-                break
+        for sequence in dataset.select(SELECTED)[sample[at]][:left]:
             group.append(sequence)
             positions += len(sequence)
-        if group:
-            rows.append((sample[at].start, sample[at].start + len(group)))
-            groups.append(group)
+            if positions >= POSITIONS:
+                break
+        left -= len(group)
+        rows.append((sample[at].start, sample[at].start + len(group)))
+        groups.append(group)
     totals = dataset.info.totals
     advice = advise(groups, dataset.info, totals.bytes / totals.positions) if totals.positions else []
     return advice, sorted(rows) if advice else []

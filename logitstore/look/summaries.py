@@ -20,7 +20,7 @@ PERCENTILES: Final = (5, 25, 50, 75, 95)
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How many numbers, their sum, the least and the greatest; NaN is left out."""
+    """How many numbers, their sum, the least and the greatest."""
 
     n: int = 0
     sum: float = 0.0
@@ -30,10 +30,9 @@ class Moments:
     @classmethod
     def of(cls, values: NDArray[Any]) -> Moments:
         """Of numbers [n]."""
-        known = values[~np.isnan(values)]
-        if len(known) == 0:
+        if len(values) == 0:
             return cls()
-        return cls(len(known), float(known.sum(dtype=np.float64)), float(known.min()), float(known.max()))
+        return cls(len(values), float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()))
 
     def __add__(self, other: Moments) -> Moments:
         least, greatest = min(self.least, other.least), max(self.greatest, other.greatest)
@@ -62,10 +61,9 @@ class Sample:
     values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @classmethod
-    def of(cls, places: NDArray[np.int64], values: NDArray[Any]) -> Sample:
-        """Of numbers [n] that have different places in the dataset; NaN is left out."""
-        known = ~np.isnan(values)
-        return cls(64, _keys(places[known]), values[known].astype(np.float32))._fitted()
+    def of(cls, keys: NDArray[np.uint64], values: NDArray[Any]) -> Sample:
+        """Of numbers [n] and their keys, see `keys_of`."""
+        return cls(64, keys, values.astype(np.float32))._fitted()
 
     def __add__(self, other: Sample) -> Sample:
         limit = min(self.limit, other.limit)
@@ -86,8 +84,8 @@ class Sample:
         return sample
 
 
-def _keys(places: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Random numbers from places: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
+def keys_of(places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Random keys from places in the dataset: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     keys = places.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -109,8 +107,8 @@ class Histogram:
 
     @classmethod
     def of(cls, values: NDArray[Any], edges: tuple[float, ...]) -> Histogram:
-        """Of numbers; NaN is left out, and what is outside the edges goes into the outermost bins."""
-        inside = np.searchsorted(edges[1:-1], values[~np.isnan(values)], side="right")
+        """Of numbers; what is outside the edges goes into the outermost bins."""
+        inside = np.searchsorted(edges[1:-1], values, side="right")
         return cls(edges, tuple(np.bincount(inside, minlength=len(edges) - 1).tolist()))
 
     def __add__(self, other: Histogram) -> Histogram:
@@ -126,15 +124,18 @@ class Collection:
     histogram: Histogram
 
     @classmethod
-    def of(cls, places: NDArray[np.int64], values: NDArray[Any], edges: tuple[float, ...]) -> Collection:
-        """Of numbers [n] that have different places in the dataset; NaN is left out.
+    def of(cls, keys: NDArray[np.uint64], values: NDArray[Any], edges: tuple[float, ...]) -> Collection:
+        """Of numbers [n] and their keys; NaN is left out.
 
         Args:
-            places: [n].
+            keys: uint64 [n], see `keys_of`.
             values: [n].
             edges: of the histogram.
         """
-        return cls(Moments.of(values), Sample.of(places, values), Histogram.of(values, edges))
+        known = ~np.isnan(values)
+        if not known.all():
+            keys, values = keys[known], values[known]
+        return cls(Moments.of(values), Sample.of(keys, values), Histogram.of(values, edges))
 
     def __add__(self, other: Collection) -> Collection:
         return Collection(self.moments + other.moments, self.sample + other.sample, self.histogram + other.histogram)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from logitstore.dataset.reader import Dataset
 from logitstore.look.measures import COLUMNS
@@ -28,3 +31,13 @@ def prompt_of(sequence: Sequence, tokenizer: Tokenizer | None) -> str | None:
     if not isinstance(prompt, str) or not prompt or tokenizer is None or len(sequence) == 0:
         return None
     return prompt if tokenizer.token_bytes(int(sequence.tokens[0])) is None else None
+
+
+def name_of(dataset: Dataset) -> str:
+    """What to call a dataset where its path is nobody's business: the last part of it."""
+    path = dataset.path
+    if isinstance(path, Path):
+        name = path.resolve().name
+    else:
+        name = urlsplit(path).path.rstrip("/").rpartition("/")[2].partition("@")[0]  # without a revision
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", name) or "dataset"  # bytes that are no UTF-8
