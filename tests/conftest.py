@@ -16,7 +16,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"  # the tests' Hub has none; read when hug
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
 
-pytest.register_assert_rewrite("pull_rows")  # before a test imports it
+pytest.register_assert_rewrite("pull_rows", "view_browser")  # before a test imports them
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2000)
