@@ -271,7 +271,8 @@ def test_ids_outside_the_logit_width_are_refused_in_every_row(tmp_path, width):
     rows += [row("negative", 6, 2**31 + 5), row("negative again", 7, 2**31 + 5), row("good again", 1, 2)]
     writer = ShardWriter(tmp_path / "s.arrow", shard_schema(serialise_header(header), []))
     writer.write(rows, [])
-    writer.finish()
+    writer.seal()
+    writer.publish()
     wanted = frozenset(["ids"])
     for first in range(len(rows)):
         chunk = Shard(MappedFile(tmp_path / "s.arrow")).chunk(0)

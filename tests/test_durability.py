@@ -31,7 +31,7 @@ def test_an_exception_leaves_an_unfinished_dataset(tmp_path):
 
     with pytest.raises(RuntimeError):
         fail()
-    assert files(tmp_path / "d") == ["data/train/train-00000.arrow.partial"]
+    assert files(tmp_path / "d") == ["data/train/train-00000.arrow.partial", "parts/train-00000-of-00001/journal"]
     with pytest.raises(logitstore.IncompleteDatasetError):
         logitstore.open(tmp_path / "d")
     with pytest.raises(logitstore.DatasetExistsError, match="unfinished"):
@@ -141,8 +141,13 @@ def test_shards_are_synced_before_they_are_named_and_the_manifest_is_last(tmp_pa
         add(writer, "a")
     root = str(tmp_path / "d")
     shard = f"{root}/data/train/train-00000.arrow"
-    assert events[0] == ("sync", f"{shard}.partial")
-    assert events[1:3] == [("name", shard), ("sync", f"{root}/data/train")]
+    at = events.index(("name", shard))
+    assert events[at - 2 : at + 2] == [
+        ("sync", f"{shard}.partial"),  # the shard is whole,
+        ("sync", f"{root}/parts/train-00000-of-00001/journal"),  # the journal says so,
+        ("name", shard),
+        ("sync", f"{root}/data/train"),
+    ]
     assert events[-2:] == [("name", f"{root}/logitstore.json"), ("sync", root)]
     assert events[-3][0] == "sync"
     assert ".logitstore.json" in events[-3][1]
@@ -153,13 +158,19 @@ def test_writes_are_synced_in_groups_by_bytes_and_by_age(tmp_path, monkeypatch):
     monkeypatch.setattr(DurableFile, "sync", lambda self: synced.append(self.size) or setattr(self, "_unsynced", 0))
     monkeypatch.setattr(io, "SYNC_BYTES", 100)
     file = DurableFile(tmp_path / "f")
+    due = []
     for _ in range(5):
         file.write(b"x" * 40)
-    assert synced == [120]
+        due.append(file.sync_is_due)
+        if file.sync_is_due:
+            file.sync()
+    assert due == [False, False, True, False, False]
     monkeypatch.setattr(io, "SYNC_SECONDS", 0.0)
-    file.write(b"x")
-    assert synced == [120, 201]
-    file._file.close()
+    assert file.sync_is_due
+    file.sync()
+    assert not file.sync_is_due
+    assert synced == [120, 200]
+    file.close()
 
 
 def test_a_temporary_file_of_another_writer_is_not_touched(tmp_path):

@@ -315,7 +315,8 @@ def forged(path, rows, width):
     )
     writer = ShardWriter(path, shard_schema(serialise_header(header), []))
     writer.write(rows, [])
-    writer.finish()
+    writer.seal()
+    writer.publish()
     return Shard(MappedFile(path)).chunk(0)
 
 

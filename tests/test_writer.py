@@ -389,7 +389,7 @@ def test_a_repeated_id_is_found_among_many():
 
 
 def test_a_sequence_over_the_limit_is_refused_with_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr("logitstore.dataset.writer.SEQUENCE_CANDIDATES", 3)
+    monkeypatch.setattr("logitstore.dataset.part.SEQUENCE_CANDIDATES", 3)
     with logitstore.Writer(tmp_path / "d", logit_width=10) as writer:
         with pytest.raises(logitstore.InvalidInputError, match="cut the sequence up"):
             writer.add([1, 2], [[1, 2], [3, 4]], A)

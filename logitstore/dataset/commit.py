@@ -1,196 +1,305 @@
-"""The files of a dataset while it is written: names for shards, and the manifest that makes them a dataset."""
+"""Making a dataset of the parts that writers have finished: one manifest, and then nothing else is left."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import os
 import re
-import struct
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from logitstore._version import __version__
-from logitstore.errors import DatasetExistsError
-from logitstore.io import sync_directory, write_atomic
+from logitstore.dataset.agree import Agreed, Described, agree
+from logitstore.dataset.ids import repeated
+from logitstore.dataset.parts import LOCK_NAME, State, part_directory, part_names, read_part, shard_hashes
+from logitstore.dataset.shards import open_shard, read_manifest
+from logitstore.dataset.summary import Summary, add_totals
+from logitstore.dataset.tokenizer_files import TOKENIZER_DIRECTORY, merge_partial, place_tokenizer, staged
+from logitstore.errors import (
+    DatasetExistsError,
+    DatasetNotFoundError,
+    IncompleteDatasetError,
+    InvalidInputError,
+)
+from logitstore.io import LocalStore, MappedFile, write_atomic
+from logitstore.io.lock import FileLock
+from logitstore.io.store import local_path
 from logitstore.schema import (
     FORMAT_VERSION,
     Manifest,
     ShardInfo,
-    Source,
     Split,
-    Teacher,
     TokenizerInfo,
     Totals,
     dataset_digest,
     serialise_manifest,
 )
-from logitstore.schema.manifest import MANIFEST_NAME, FileInfo, sum_splits
-from logitstore.tokenizer import PARTIAL_FILE, Tokenizer
-
-if TYPE_CHECKING:
-    from logitstore.dataset.settings import Settings
-    from logitstore.dataset.summary import Summary
-    from logitstore.shard.writer import WrittenShard
+from logitstore.schema.journal import PARTS_DIRECTORY, Part
+from logitstore.schema.manifest import MANIFEST_NAME, sum_splits
+from logitstore.shard.reader import Shard
 
 DATA_DIRECTORY: Final = "data"
-TOKENIZER_DIRECTORY: Final = "tokenizer"
-_SHARD: Final = re.compile(r".+-(?P<number>\d{5,})\.arrow(\.partial)?")
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,})\.arrow(\.partial)?")
+_SHOWN: Final = 20
 
 
-class Commit:
-    """Names shards, and publishes the manifest when all are there.
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit did.
 
-    New shards never take the name of a file that exists, so a dataset that is overwritten stays whole until its
-    manifest is replaced; then its shards are deleted.
+    Attributes:
+        manifest: of the dataset.
+        notes: what the parts do not agree on, so that the dataset does not say it.
+        unchanged: whether the dataset was committed before.
+    """
+
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+    unchanged: bool = False
+
+
+def commit(path: str | os.PathLike[str], *, overwrite: bool = False) -> Committed:
+    """Join the finished parts in a directory into one dataset.
+
+    Rows are in the order of splits' names, parts, and shards. Committing again does nothing.
+
+    Args:
+        path: directory of the dataset.
+        overwrite: replace a dataset that is there.
+
+    Raises:
+        DatasetNotFoundError: nothing was begun there.
+        IncompleteDatasetError: parts are missing or not finished; the message names them.
+        DatasetExistsError: a dataset is there and `overwrite` is False, or a part is still being written.
+        InvalidInputError: two parts have a sequence of one id, or differ in what one dataset has once.
+        CorruptDataError: a shard is missing or damaged.
+    """
+    root = local_path(path, "commit in the directory, and publish it with `logitstore push`")
+    parts = part_names(root)
+    old = existing_manifest(root)
+    if not parts and old is not None:
+        return Committed(old, unchanged=True)
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            busy = f"{root}: {part} is still being written; commit when it is finished (`logitstore status`)"
+            stack.enter_context(FileLock(part_directory(root, part) / LOCK_NAME, busy))
+        states = [state for part in parts if (state := read_part(root, part)) is not None]
+        if not states:
+            raise DatasetNotFoundError(f"{root}: no part was begun here")
+        if old is not None and all(is_published(state, old) for state in states):
+            clean(root, old, states)
+            return Committed(old, unchanged=True)
+        if old is not None and not overwrite and not all(state.plan.overwrite for state in states):
+            raise DatasetExistsError(f"{root} holds a dataset; replace it with --overwrite (overwrite=True)")
+        if unfinished := describe_unfinished(parts, states):
+            raise IncompleteDatasetError(
+                f"{root}: {len(unfinished)} of the parts are not finished: {'; '.join(unfinished[:_SHOWN])}"
+                f"{'; ...' if len(unfinished) > _SHOWN else ''}. Finish them (--resume), or save what is there with "
+                f"`logitstore recover`"
+            )
+        check_ids(root, states)
+        return publish(root, states, old)
+
+
+def describe_unfinished(parts: Sequence[Part], states: Sequence[State]) -> list[str]:
+    """What keeps the parts of a directory from being committed, a line for each part."""
+    done = {state.part for state in states if state.done is not None}
+    begun = {state.part for state in states}
+    found = []
+    for split in dict.fromkeys(part.split for part in parts):
+        for of in dict.fromkeys(part.of for part in parts if part.split == split):
+            for number in range(of):
+                part = Part(split=split, number=number, of=of)
+                if part not in done:
+                    found.append(f"{part} was {'stopped' if part in begun else 'never begun'}")
+    return found
+
+
+def publish(root: Path, states: Sequence[State], old: Manifest | None) -> Committed:
+    """Write the tokenizer's files and then the manifest: from here on the dataset exists. The parts are removed.
 
     Args:
         root: directory of the dataset.
-        split: name of the split that is written.
-        overwrite: replace what is there.
-
-    Raises:
-        DatasetExistsError: something is there and `overwrite` is False.
+        states: of the parts, all finished, in the order of the rows.
+        old: manifest of the dataset that is replaced.
     """
-
-    def __init__(self, root: Path, split: str, *, overwrite: bool) -> None:
-        self.root = root
-        self.split = split
-        if root.exists() and not root.is_dir():
-            raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
-        self._old = _shard_files(root)
-        if not overwrite and (root / MANIFEST_NAME).exists():
-            raise DatasetExistsError(f"{root} holds a dataset; choose another path, or overwrite it (--overwrite)")
-        if not overwrite and self._old:
-            raise DatasetExistsError(
-                f"{root} holds an unfinished dataset ({self._old[0].name}); choose another path, or overwrite it "
-                f"(--overwrite)"
-            )
-        self._next = 1 + max((_number(path) for path in self._old), default=-1)
-        self._shards: list[ShardInfo] = []
-
-    def next_shard(self) -> Path:
-        """Path of the next shard; its directory exists."""
-        directory = self.root / DATA_DIRECTORY / self.split
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.split}-{self._next:05d}.arrow"
-        self._next += 1
-        return path
-
-    def add(self, shard: WrittenShard) -> None:
-        """Take up a shard that is complete."""
-        self._shards.append(
-            ShardInfo(
-                path=shard.path.relative_to(self.root).as_posix(),
-                split=self.split,
-                bytes=shard.bytes,
-                sha256=shard.sha256,
-                tail_digest=shard.tail_digest,
-                sequences=shard.sequences,
-                positions=shard.positions,
-                candidates=shard.candidates,
-            )
-        )
-
-    def publish(
-        self,
-        settings: Settings,
-        teacher: Teacher | None,
-        tokenizer: Tokenizer | None,
-        source: Source | None,
-        lineage: tuple[Source, ...],
-        user_columns: dict[str, str],
-        summary: Summary,
-    ) -> Manifest:
-        """Write the tokenizer's files and then the manifest: from here on the dataset exists."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        shards = tuple(self._shards)
-        tokenizer_info = None if tokenizer is None else write_tokenizer(self.root, tokenizer)
-        manifest = Manifest(
-            version=str(FORMAT_VERSION),
-            written_by=f"logitstore {__version__}",
-            teacher=teacher,
-            tokenizer=tokenizer_info,
-            logit_width=settings.logit_width,
-            normalised=settings.normalised,
-            temperature=settings.temperature,
-            sampling=settings.sampling(),
-            user_columns=user_columns,
-            source=source,
-            lineage=lineage,
-            splits=sum_splits(shards) or {self.split: Split()},
-            totals=Totals(
-                shards=len(shards),
-                sequences=summary.sequences,
-                positions=summary.positions,
-                candidates=summary.candidates,
-                bytes=sum(shard.bytes for shard in shards),
-                highest_id=summary.highest_id if summary.highest_id >= 0 else None,
-                encodings=summary.encodings,
-                columns=summary.columns,
-            ),
-            dataset_digest=dataset_digest(shards, tokenizer_info),
-            shards=shards,
-        )
-        write_atomic(self.root / MANIFEST_NAME, serialise_manifest(manifest))
-        self._remove_old(manifest)
-        return manifest
-
-    def _remove_old(self, manifest: Manifest) -> None:
-        for path in self._old:
-            with contextlib.suppress(OSError):  # a file that stays is unreferenced; `validate` names it
-                path.unlink()
-        kept = {file.path for file in manifest.tokenizer.files} if manifest.tokenizer is not None else set()
-        for path in sorted((self.root / TOKENIZER_DIRECTORY).glob("*")) if self._old else []:
-            if path.relative_to(self.root).as_posix() not in kept:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    agreed = agree([_described(state) for state in states])
+    tokenizer = _tokenizer(root, [state.tokenizer for state in states])
+    if tokenizer is not None:
+        tokenizer = place_tokenizer(root, tokenizer, staged(root, tokenizer), old)
+    shards = tuple(shard for state in states for shard in state.shards)
+    totals = add_totals(Summary.of(state.sums).totals(len(state.shards), state.bytes) for state in states)
+    splits = dict.fromkeys(state.part.split for state in states)
+    manifest = make_manifest(agreed, shards, totals, tokenizer, splits)
+    sent = {path for state in states for path in state.sent}
+    for shard in shards:
+        if shard.path not in sent:
+            open_shard(LocalStore(root), shard, manifest)
+    write_atomic(root / MANIFEST_NAME, serialise_manifest(manifest))
+    clean(root, manifest, states)
+    return Committed(manifest, agreed.notes)
 
 
-def write_tokenizer(root: Path, tokenizer: Tokenizer) -> TokenizerInfo:
-    """Copy a tokenizer's files into a dataset, as they are, and describe it."""
-    directory = root / TOKENIZER_DIRECTORY
-    directory.mkdir(exist_ok=True)
-    files = {path.name: path.read_bytes() for path in tokenizer.files}
-    if tokenizer.is_partial:
-        files = {PARTIAL_FILE: tokenizer.to_partial_json()}
-    for name, data in files.items():
-        write_atomic(directory / name, data)
-    sync_directory(directory)
-    infos = [
-        FileInfo(path=f"{TOKENIZER_DIRECTORY}/{name}", bytes=len(data), sha256=_sha256(data))
-        for name, data in sorted(files.items())
-    ]
-    return describe_tokenizer(tokenizer, tuple(infos))
+def make_manifest(
+    agreed: Agreed,
+    shards: tuple[ShardInfo, ...],
+    totals: Totals,
+    tokenizer: TokenizerInfo | None,
+    splits: Iterable[str],
+) -> Manifest:
+    """The manifest of a dataset.
 
-
-def describe_tokenizer(tokenizer: Tokenizer, files: tuple[FileInfo, ...]) -> TokenizerInfo:
-    """A tokenizer's identity, as the manifest has it."""
-    return TokenizerInfo(
-        digest=tokenizer.digest,
-        vocabulary_size=tokenizer.vocabulary_size,
-        special_tokens=_special_digest(tokenizer),
-        chat_template=tokenizer.chat_template_sha256,
-        files=files,
+    Args:
+        agreed: what it says of itself.
+        shards: in the order of the rows, those of a split together.
+        totals: of them.
+        tokenizer: its files in their place.
+        splits: names of the splits, also of those without shards.
+    """
+    sums = sum_splits(shards)
+    return Manifest(
+        version=str(FORMAT_VERSION),
+        written_by=f"logitstore {__version__}",
+        teacher=agreed.teacher,
+        tokenizer=tokenizer,
+        logit_width=agreed.first.logit_width,
+        normalised=agreed.first.normalised,
+        temperature=agreed.first.temperature,
+        sampling=agreed.sampling,
+        user_columns=agreed.user_columns,
+        source=agreed.source,
+        lineage=agreed.lineage,
+        splits={name: sums.get(name, Split()) for name in dict.fromkeys([*sums, *splits])},
+        totals=totals,
+        dataset_digest=dataset_digest(shards, tokenizer),
+        shards=shards,
     )
 
 
-def _special_digest(tokenizer: Tokenizer) -> str | None:
-    """sha256 over (id, text) of the special tokens in id order: id and length as u32, the text in UTF-8."""
-    if not tokenizer.special_tokens:
+def existing_manifest(root: Path) -> Manifest | None:
+    """The manifest of a directory; None where there is none.
+
+    Raises:
+        CorruptDataError: it is damaged.
+        UnsupportedVersionError: this release cannot read it.
+    """
+    if not (root / MANIFEST_NAME).exists():
         return None
-    parts = [(token, text.encode()) for token, text in sorted(tokenizer.special_tokens.items())]
-    return _sha256(b"".join(struct.pack("<II", token, len(text)) + text for token, text in parts))
+    return read_manifest(LocalStore(root))
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def is_published(state: State, manifest: Manifest) -> bool:
+    """Whether a part is in a manifest: its writer was stopped between the manifest and the removal of its journal."""
+    if state.done is None or (state.plan.overwrite and not state.shards):
+        return False
+    there = {shard.path: shard for shard in manifest.shards}
+    return all(there.get(shard.path) == shard for shard in state.shards)
 
 
-def _shard_files(root: Path) -> list[Path]:
+def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
+    """Remove what a dataset does not need when it is committed: journals, and what it replaced.
+
+    What stays because it cannot be removed is named by `validate`.
+    """
+    named = {file.path for file in manifest.files}
+    stems = {state.part.stem for state in states}
+    everything = any(state.plan.overwrite for state in states)
+    for path in shard_files(root):
+        match = _SHARD.fullmatch(path.name)
+        mine = everything or (match is not None and match["stem"] in stems)
+        if mine and path.relative_to(root).as_posix() not in named:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    for path in sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True) if everything else []:
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                path.rmdir()
+            elif path.relative_to(root).as_posix() not in named:
+                path.unlink()
+    for path in root.glob(f".{MANIFEST_NAME}.*.partial"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    done = [part_directory(root, state.part) for state in states]
+    left = [part for part in part_names(root) if part_directory(root, part) not in done]
+    for directory in done if left and not everything else [root / PARTS_DIRECTORY]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def check_ids(root: Path, states: Sequence[State]) -> None:
+    """Refuse two sequences of one id.
+
+    Raises:
+        InvalidInputError: naming the id and both parts.
+        CorruptDataError: a shard is damaged.
+    """
+    shards = [(state, info) for state in states for info in state.shards]
+    hashes = [shard_hashes(root, state, info) for state, info in shards]
+    for group in repeated(hashes):
+        seen: dict[str, int] = {}
+        for number, row in group:
+            state, info = shards[number]
+            sequence_id = f"row {row} of {info.path}" if info.path in state.sent else id_at(root / info.path, row)
+            if sequence_id in seen or info.path in state.sent:
+                first = shards[seen.get(sequence_id, group[0][0])][0]
+                raise InvalidInputError(
+                    f"{first.part} and {state.part} both have a sequence of the id {sequence_id!r}; ids are unique in "
+                    f"a dataset: give each part other sequences, and write one of them anew (overwrite=True)"
+                )
+            seen[sequence_id] = number
+
+
+def id_at(path: Path, row: int) -> str:
+    """The id of a sequence of a shard."""
+    shard = Shard(MappedFile(path))
+    chunk, place = shard.locate(row)
+    return shard.chunk(chunk).ids()[place]
+
+
+def shard_files(root: Path) -> list[Path]:
     """Every file under `data/` that has a shard's name, complete or not."""
     return sorted(path for path in root.glob(f"{DATA_DIRECTORY}/*/*") if _SHARD.fullmatch(path.name))
 
 
-def _number(path: Path) -> int:
-    match = _SHARD.fullmatch(path.name)
-    return int(match["number"]) if match else -1
+def first_number(root: Path, part: Part) -> int:
+    """The number of a part's first shard: above those of all files that are there."""
+    numbers = [
+        int(match["number"])
+        for path in (root / DATA_DIRECTORY / part.split).glob(f"{part.stem}-*")
+        if (match := _SHARD.fullmatch(path.name)) is not None and match["stem"] == part.stem
+    ]
+    return 1 + max(numbers, default=-1)
+
+
+def shard_path(root: Path, part: Part, number: int) -> Path:
+    """Path of a shard of a part."""
+    return root / DATA_DIRECTORY / part.split / f"{part.stem}-{number:05d}.arrow"
+
+
+def _described(state: State) -> Described:
+    plan = state.plan
+    return Described(
+        str(state.part),
+        plan.normalised,
+        plan.temperature,
+        plan.logit_width,
+        plan.sampling,
+        plan.teacher,
+        state.tokenizer,
+        state.user_columns,
+        state.sums.encodings,
+        plan.source,
+        plan.lineage,
+    )
+
+
+def _tokenizer(root: Path, infos: Sequence[TokenizerInfo | None]) -> TokenizerInfo | None:
+    """The tokenizer of all parts, which agree on its identity."""
+    known = list(dict.fromkeys(info for info in infos if info is not None))
+    if not known:
+        return None
+    if known[0].digest is None and len(known) > 1:
+        return merge_partial(root, known)
+    return known[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,8 @@ from logitstore.dataset.alignment import Alignment
 from logitstore.dataset.input import Candidates
 from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, decode_values
+from logitstore.schema import Totals
+from logitstore.schema.journal import Sums
 from logitstore.shard.chunk import OPTIONAL_TYPES
 from logitstore.shard.reader import Shard
 
@@ -89,6 +92,76 @@ class Summary:
         shift = ragged.row_sums(weight * error, given.count)[scored] / sums[scored]
         moved = ragged.row_sums(weight * np.exp(-error), given.count)[scored] / sums[scored]
         self.kl_sum += float((shift + np.log(moved)).sum())
+
+    def sums(self) -> Sums:
+        """As the journal of a part has them."""
+        return Sums(
+            sequences=self.sequences,
+            positions=self.positions,
+            candidates=self.candidates,
+            encodings=dict(self.encodings),
+            columns=dict(self.columns),
+            highest_id=self.highest_id,
+            max_error=self.max_error,
+            kl_sum=self.kl_sum,
+            kl_positions=self.kl_positions,
+            hits=tuple(self.alignment.hits.tolist()),
+            scored=self.alignment.scored,
+        )
+
+    @classmethod
+    def of(cls, sums: Sums) -> Summary:
+        """The inverse of `sums`; bytes are not among them."""
+        return cls(
+            sequences=sums.sequences,
+            positions=sums.positions,
+            candidates=sums.candidates,
+            encodings=dict(sums.encodings),
+            columns=dict(sums.columns),
+            highest_id=sums.highest_id,
+            max_error=sums.max_error,
+            kl_sum=sums.kl_sum,
+            kl_positions=sums.kl_positions,
+            alignment=Alignment(np.array(sums.hits, np.int64), sums.scored),
+        )
+
+    def totals(self, shards: int, size: int) -> Totals:
+        """As the manifest has them.
+
+        Args:
+            shards: how many there are.
+            size: of them, in bytes.
+        """
+        return Totals(
+            shards=shards,
+            sequences=self.sequences,
+            positions=self.positions,
+            candidates=self.candidates,
+            bytes=size,
+            highest_id=self.highest_id if self.highest_id >= 0 else None,
+            encodings=dict(self.encodings),
+            columns=dict(self.columns),
+        )
+
+
+def add_totals(totals: Iterable[Totals]) -> Totals:
+    """The totals of several datasets, or parts of one, together."""
+    many = list(totals)
+    encodings: Counter[str] = Counter()
+    columns: Counter[str] = Counter()
+    for each in many:
+        encodings.update(each.encodings)
+        columns.update(each.columns)
+    return Totals(
+        shards=sum(each.shards for each in many),
+        sequences=sum(each.sequences for each in many),
+        positions=sum(each.positions for each in many),
+        candidates=sum(each.candidates for each in many),
+        bytes=sum(each.bytes for each in many),
+        highest_id=max((each.highest_id for each in many if each.highest_id is not None), default=None),
+        encodings=dict(encodings),
+        columns=dict(columns),
+    )
 
 
 def tally(shards: Iterable[Shard]) -> Summary:

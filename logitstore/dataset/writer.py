@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,27 +15,19 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from logitstore.dataset import input as checked
-from logitstore.dataset.commit import Commit
-from logitstore.dataset.ids import IdSet
 from logitstore.dataset.logits import reduce_logits
+from logitstore.dataset.part import Origin, PartWriter
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.usercolumns import UserColumns, own_values
-from logitstore.encoding import ragged
 from logitstore.encoding.values import Encoding, Values, ValuesOption, encode_values
 from logitstore.errors import InvalidInputError, LogitStoreWarning
 from logitstore.io.store import local_path
-from logitstore.limits import (
-    CHUNK_CANDIDATES,
-    CHUNK_COLUMN_BYTES,
-    CHUNK_POSITIONS,
-    CHUNK_SEQUENCES,
-    SEQUENCE_CANDIDATES,
-)
+from logitstore.limits import CHUNK_CANDIDATES
 from logitstore.schema import Manifest, Source, Teacher
 from logitstore.schema.header import Normalised
-from logitstore.shard.chunk import StoredSequence, encode_tail, shard_schema
-from logitstore.shard.writer import ShardWriter
+from logitstore.schema.journal import Part
+from logitstore.shard.chunk import StoredSequence, encode_tail
 from logitstore.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -70,10 +62,17 @@ class Writer:
         chunk_candidates: a chunk closes at this many candidates.
         shard_bytes: a shard closes at this many bytes.
         overwrite: replace a dataset that is there; it stays until the new one is complete.
+        resume: go on where an earlier writer with the same settings was stopped: sequences that it wrote (by their ids)
+            are passed over when they are added again, and the dataset becomes what it would have become. Begins where
+            there is nothing; changes nothing where the dataset is finished.
+        part: number of this writer and how many there are, `3/16` (from `0/16` to `15/16`), where several write one
+            split, in other processes or on other machines; `logitstore.commit` joins what they wrote.
 
     Raises:
-        DatasetExistsError: something is there and `overwrite` is False.
-        InvalidInputError: a setting is out of range.
+        DatasetExistsError: something is there and neither `overwrite` nor `resume` says what to do with it, or another
+            writer is at work.
+        InvalidInputError: a setting is out of range, or not that of the writer which is to be gone on with.
+        CorruptDataError: what is to be gone on with is damaged.
     """
 
     def __init__(
@@ -97,10 +96,17 @@ class Writer:
         chunk_candidates: int = CHUNK_CANDIDATES,
         shard_bytes: int = 256 * 2**20,
         overwrite: bool = False,
+        resume: bool = False,
+        part: str | None = None,
     ) -> None:
+        if overwrite and resume:
+            raise InvalidInputError(
+                "overwrite begins anew and resume goes on: give one of them (a writer that was to overwrite is resumed "
+                "by resume alone)"
+            )
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.from_path(Path(tokenizer))
-        self._settings = Settings.check(
+        settings = Settings.check(
             split=split,
             values=values,
             resolution=resolution,
@@ -111,20 +117,16 @@ class Writer:
             shard_bytes=shard_bytes,
             cut=checked.Cut(top_k, top_p, min_k),
         )
-        self._columns = UserColumns(columns)
         root = local_path(path, "write to a directory, and publish it with `logitstore push`")
-        self._commit = Commit(root, split, overwrite=overwrite)
-        self._tokenizer = tokenizer
-        self._teacher = _as_teacher(teacher)
-        self._source = source
-        self._lineage = lineage
-        self._ids = IdSet()
-        self._open: list[StoredSequence] = []
-        self._open_size = [0, 0, 0]  # candidates, positions, bytes of users' columns
-        self._shard: ShardWriter | None = None
-        self._closed = False
-        self._failure: BaseException | None = None
-        self.summary = Summary()
+        self._part = PartWriter(
+            root,
+            Part.parse(split, part),
+            settings,
+            Origin(_as_teacher(teacher), tokenizer, source, lineage),
+            UserColumns(columns),
+            overwrite=overwrite,
+            resume=resume,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -140,24 +142,43 @@ class Writer:
     @property
     def closed(self) -> bool:
         """Whether nothing can be added any more: it was closed, or writing failed."""
-        return self._closed
+        return self._part.closed
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier writer finished this, so that nothing is left to do; only with `resume`."""
+        return self._part.finished
 
     @property
     def settings(self) -> Settings:
         """What it does with every sequence."""
-        return self._settings
+        return self._part.settings
+
+    @property
+    def summary(self) -> Summary:
+        """What was written so far, by the writers that this one goes on from too."""
+        return self._part.summary
+
+    @property
+    def given(self) -> int:
+        """How many sequences this writer was given, those passed over that were there before included."""
+        return self._part.given
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the dataset will name."""
-        return self._tokenizer
+        return self._part.origin.tokenizer
+
+    def __contains__(self, sequence_id: str) -> bool:
+        """Whether a sequence was written already, also by a writer that this one goes on from."""
+        return sequence_id in self._part
 
     def use_partial_vocabulary(self, pieces: Mapping[int, bytes]) -> None:
         """Keep the bytes of these tokens where no whole tokenizer is known: enough to show text, no identity."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_pieces(pieces)
-        elif self._tokenizer.is_partial:
-            self._tokenizer = Tokenizer.from_pieces({**pieces, **dict(self._tokenizer.items())})
+        origin = self._part.origin
+        if origin.tokenizer is None or origin.tokenizer.is_partial:
+            known = {} if origin.tokenizer is None else dict(origin.tokenizer.items())
+            self._part.origin = replace(origin, tokenizer=Tokenizer.from_pieces({**pieces, **known}))
 
     def add(
         self,
@@ -195,10 +216,12 @@ class Writer:
             InvalidInputError: naming sequence, position and value.
         """
         with self._adding(id) as name:
+            if self._part.had(name):
+                return
             token_array = checked.as_tokens(tokens)
             n = len(token_array)
             counts, id_array, values = checked.as_ragged(ids, logprobs, count, n, "logprobs", "f", "floats")
-            width = self._settings.logit_width
+            width = self.settings.logit_width
             ordered = checked.order_candidates(counts, id_array, values, width)
             self._store(
                 name,
@@ -233,11 +256,13 @@ class Writer:
             InvalidInputError: naming sequence, position and value.
         """
         with self._adding(id) as name:
+            if self._part.had(name):
+                return
             token_array = checked.as_tokens(tokens)
             width = np.shape(logits)[-1] if np.ndim(logits) == 2 else 0
-            settings = self._settings.with_logit_width(width, fixed=self.summary.sequences > 0)
+            settings = self.settings.with_logit_width(width, fixed=self.summary.sequences > 0)
             kept = reduce_logits(token_array, logits, settings.cut.top_k or DEFAULT_LOGITS_TOP_K)
-            self._settings = settings
+            self._part.settings = settings
             optional = _optional(
                 len(token_array), kept.target_logprob, kept.target_rank, kept.logsumexp, entropy, loss_mask
             )
@@ -277,52 +302,36 @@ class Writer:
             InvalidInputError: naming sequence, position and value.
         """
         with self._adding(id) as name:
+            if self._part.had(name):
+                return
             token_array = checked.as_tokens(tokens)
             total = len(token_array)
             counts, id_array, times = checked.as_ragged(ids, draws, count, total, "draws", "iu", "integers")
-            kept = checked.order_draws(counts, id_array, times, n, self._settings.logit_width)
+            kept = checked.order_draws(counts, id_array, times, n, self.settings.logit_width)
             optional = _optional(total, target_logprob, target_rank, None, entropy, loss_mask)
             values = Values(Encoding.DRAWS, np.empty(0, np.uint32), kept.draws)
-            self._append(name, token_array, kept.count, kept.ids, values, optional, columns)
+            self._append(StoredSequence(name, token_array, kept.count, kept.ids, values, optional, columns))
 
     def close(self) -> None:
-        """Write what is left and commit the dataset; does nothing the second time.
+        """Write what is left and commit the dataset, or finish the part; does nothing the second time.
 
         Raises:
             InvalidInputError: a user's column cannot be stored, or writing failed before.
             OSError: the disk is full, say.
         """
-        if self._failure is not None:
-            raise InvalidInputError(f"nothing was committed, since writing failed before: {self._failure}")
-        if self._closed:
-            return
-        try:
-            self._flush()
-            self._finish_shard()
-            manifest = self._commit.publish(
-                self._settings, self._teacher, self._tokenizer, self._source, self._lineage,
-                self._columns.types(), self.summary,
-            )  # fmt: skip
-        except BaseException:
-            self.abort()
-            raise
-        self._closed = True
-        _warn_of_unknowns(manifest)
+        manifest = self._part.close()
+        if manifest is not None:
+            warn_of_unknowns(manifest, 2)
 
     def abort(self) -> None:
-        """Stop without committing: complete chunks stay under temporary names, and readers refuse the dataset."""
-        self._closed = True
-        if self._shard is not None:
-            with contextlib.suppress(OSError):  # what ended the writing is the error to show
-                self._shard.close()
-            self._shard = None
+        """Stop without committing: complete chunks stay, to be gone on with, and readers refuse the dataset."""
+        self._part.abort()
 
     def _adding(self, sequence_id: str | None) -> _Adding:
-        if self._closed:
+        if self.closed:
             raise InvalidInputError("the writer is closed; open a new one")
-        if self._shard is not None:
-            self._shard.sync_if_due()
-        return _Adding(str(self.summary.sequences) if sequence_id is None else sequence_id)
+        self._part.sync_if_due()
+        return _Adding(self._part.next_id() if sequence_id is None else sequence_id)
 
     def _store(
         self,
@@ -334,84 +343,29 @@ class Writer:
         columns: dict[str, Any],
     ) -> None:
         """Cut, derive the tail, and encode the values."""
-        cut = checked.cut_candidates(given, self._settings.cut)
+        settings = self.settings
+        cut = checked.cut_candidates(given, settings.cut)
         kept = cut.candidates
-        if self._settings.normalised == "vocabulary":
+        if settings.normalised == "vocabulary":
             optional["tail"] = encode_tail(checked.tail_of(tail, cut))
         elif tail is not None:
             raise InvalidInputError("a tail was given, but there is none where normalised='candidates'")
         values = encode_values(
             kept.logprobs,
             kept.count,
-            self._settings.values,
-            self._settings.resolution,
+            settings.values,
+            settings.resolution,
             logsumexp=optional.get("logsumexp"),
             logits=kept.logits,
         )
         if values.logsumexp is not None:
             optional["logsumexp"] = values.logsumexp
-        self._append(name, tokens, kept.count, kept.ids.astype(np.uint32), values, optional, columns)
-        self.summary.measure(kept, values, self._settings.resolution)
-        self.summary.alignment.add(tokens, kept.count, ragged.offsets(kept.count), kept.ids)
+        ids = kept.ids.astype(np.uint32)
+        self._append(StoredSequence(name, tokens, kept.count, ids, values, optional, columns), kept)
 
-    def _append(
-        self,
-        name: str,
-        tokens: NDArray[np.uint32],
-        count: NDArray[np.uint32],
-        ids: NDArray[np.uint32],
-        values: Values,
-        optional: dict[str, NDArray[Any]],
-        columns: dict[str, Any],
-    ) -> None:
-        if len(ids) > SEQUENCE_CANDIDATES:
-            raise InvalidInputError(
-                f"{len(ids)} candidates, over the limit of {SEQUENCE_CANDIDATES}: cut the sequence up, or use top_k"
-            )
-        column_bytes = self._columns.check(columns)
-        columns = own_values(columns)
-        if not self._ids.add(name):
-            raise InvalidInputError(
-                "this id was added before; ids are unique in a dataset: rename one, or leave ids out"
-            )
-        size = (len(ids), len(tokens), column_bytes)
-        limits = (self._settings.chunk_candidates, CHUNK_POSITIONS, CHUNK_COLUMN_BYTES)
-        if self._open and any(a + b > c for a, b, c in zip(self._open_size, size, limits, strict=True)):
-            self._flush()
-        self._open.append(StoredSequence(name, tokens, count, ids, values, optional, columns))
-        self._open_size = [a + b for a, b in zip(self._open_size, size, strict=True)]
-        self.summary.count(len(tokens), ids, values, [name for name, cells in optional.items() if len(cells)])
-        full = any(a >= b for a, b in zip(self._open_size, limits, strict=True))
-        if full or len(self._open) >= CHUNK_SEQUENCES:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Write the open chunk; close the shard when it is large enough.
-
-        A chunk that was not written whole ends the writing: what would come behind it could not be read.
-        """
-        if not self._open:
-            return
-        try:
-            user = self._columns.arrays(self._open)
-            if self._shard is None:
-                schema = shard_schema(self._settings.header(), self._columns.fields())
-                self._shard = ShardWriter(self._commit.next_shard(), schema)
-            self._shard.write(self._open, user)
-            self._open, self._open_size = [], [0, 0, 0]
-            if self._shard.bytes >= self._settings.shard_bytes:
-                self._finish_shard()
-        except BaseException as error:
-            self._failure = error
-            self.abort()
-            raise
-
-    def _finish_shard(self) -> None:
-        if self._shard is not None:
-            written = self._shard.finish()
-            self._commit.add(written)
-            self.summary.bytes += written.bytes
-            self._shard = None
+    def _append(self, sequence: StoredSequence, given: checked.Candidates | None = None) -> None:
+        column_bytes = self._part.columns.check(sequence.columns)
+        self._part.append(replace(sequence, columns=own_values(sequence.columns)), column_bytes, given)
 
 
 class _Adding:
@@ -464,7 +418,13 @@ def _as_teacher(teacher: Teacher | str | Mapping[str, Any] | None) -> Teacher | 
         raise InvalidInputError(f"teacher: {error}") from error
 
 
-def _warn_of_unknowns(manifest: Manifest) -> None:
+def warn_of_unknowns(manifest: Manifest, depth: int) -> None:
+    """Warn of what the manifest of a new dataset does not say.
+
+    Args:
+        manifest: of the dataset.
+        depth: callers between this and whom it concerns.
+    """
     unknown = [
         name.replace("_", " ") for name in ("teacher", "tokenizer", "logit_width") if getattr(manifest, name) is None
     ]
@@ -474,5 +434,5 @@ def _warn_of_unknowns(manifest: Manifest) -> None:
         warnings.warn(
             f"the dataset does not say its {', '.join(unknown)}: whoever uses it must know",
             LogitStoreWarning,
-            3,
+            depth + 1,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 from logitstore.errors import CorruptDataError, DatasetExistsError, SourceNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from logitstore.io.source import Accept, Part
@@ -106,9 +107,19 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, durably; it may be there."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    sync_directory(path.parent)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Create or replace a file so that after a crash it is the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -122,29 +133,109 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-class DurableFile:
-    """A file that grows under a temporary name, is synced in groups, and gets its name when it is complete.
+def partial_path(path: Path) -> Path:
+    """The name of a file while it is written."""
+    return path.with_name(path.name + ".partial")
 
-    Use as a context manager: leaving it without `publish` leaves the temporary file for `logitstore recover`.
+
+class GrowingFile:
+    """A file that is only appended to; a context manager.
+
+    Args:
+        path: the file.
+        keep: bytes of it that are kept where it is there, and the rest cut off; None makes a new one.
+
+    Raises:
+        DatasetExistsError: a new one is to be made, and it is there.
+        OSError: the disk is full, say; the error names the file.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
+        self.path = path
+        try:
+            self._file = path.open("xb" if keep is None else "r+b", buffering=0)
+        except FileExistsError:
+            raise DatasetExistsError(
+                f"{path} is there: another writer is at work, or one was stopped; wait for it, go on with it "
+                f"(--resume), or overwrite the dataset (--overwrite)"
+            ) from None
+        self.size = 0
+        self._synced = 0
+        try:
+            if keep is None:
+                sync_directory(path.parent)  # a file without a name is lost, however well its bytes were synced
+            else:
+                self._file.truncate(keep)
+                self.size = self._file.seek(keep)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        view = memoryview(data)
+        written = 0
+        with self._named():
+            while written < len(view):
+                written += self._file.write(view[written:])
+        self.size += len(view)
+
+    def sync(self) -> None:
+        """Make all bytes so far durable."""
+        if self._synced < self.size:
+            with self._named():
+                os.fsync(self._file.fileno())
+            self._synced = self.size
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """A full disk does not say where."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> None:
+        """Sync and close; does nothing when it is closed already."""
+        if not self._file.closed:
+            try:
+                self.sync()
+            finally:
+                self._file.close()
+
+
+class DurableFile:
+    """A file that grows under a temporary name, and gets its name when it is complete.
+
+    Use as a context manager: leaving it without `publish` leaves the temporary file, to be resumed or recovered.
+
+    Args:
+        path: the name that it will have.
+        keep: bytes of the temporary file that are kept, where it is to be continued; None makes a new one.
 
     Raises:
         DatasetExistsError: another writer's temporary file is there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
-        self.temporary = path.with_name(path.name + ".partial")
-        try:
-            self._file = self.temporary.open("xb", buffering=0)
-        except FileExistsError:
-            raise DatasetExistsError(
-                f"{self.temporary} is there: another writer is at work, or one was stopped; wait for it, or overwrite "
-                f"the dataset (--overwrite)"
-            ) from None
+        self.temporary = partial_path(path)
         self._hash = hashlib.sha256()
+        self._file = GrowingFile(self.temporary, keep)
+        if keep:
+            with self.temporary.open("rb") as written:
+                while block := written.read(2**20):
+                    self._hash.update(block)
         self._unsynced = 0
         self._synced_at = time.monotonic()
-        self.size = 0
 
     def __enter__(self) -> Self:
         return self
@@ -155,43 +246,41 @@ class DurableFile:
         self.close()
 
     @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.size
+
+    @property
     def sha256(self) -> str:
         """Of all bytes so far, in hexadecimal."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes | pa.Buffer) -> None:
-        """Append, and sync when enough bytes or seconds have gathered."""
-        view = memoryview(data)
-        written = 0
-        while written < len(view):
-            written += self._file.write(view[written:])
-        self._hash.update(view)
-        self.size += len(view)
-        self._unsynced += len(view)
-        self.sync_if_due()
+    @property
+    def sync_is_due(self) -> bool:
+        """Whether the bytes not yet synced are too many or too old."""
+        return self._unsynced >= SYNC_BYTES or (
+            self._unsynced > 0 and time.monotonic() - self._synced_at >= SYNC_SECONDS
+        )
 
-    def sync_if_due(self) -> None:
-        """Sync when the bytes not yet synced are too many or too old."""
-        if self._unsynced >= SYNC_BYTES or (self._unsynced and time.monotonic() - self._synced_at >= SYNC_SECONDS):
-            self.sync()
+    def write(self, data: bytes | pa.Buffer) -> None:
+        """Append."""
+        view = memoryview(data)
+        self._file.write(view)
+        self._hash.update(view)
+        self._unsynced += len(view)
 
     def sync(self) -> None:
         """Make all bytes so far durable."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._unsynced = 0
         self._synced_at = time.monotonic()
 
     def publish(self) -> None:
         """Sync, close, and give the file its name."""
-        self.sync()
         self._file.close()
         self.temporary.replace(self.path)
         sync_directory(self.path.parent)
 
     def close(self) -> None:
         """Close without publishing; does nothing when it is closed already."""
-        if not self._file.closed:
-            try:
-                self.sync()
-            finally:
-                self._file.close()
+        self._file.close()

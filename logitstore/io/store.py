@@ -89,8 +89,8 @@ class LocalStore:
         return self.root / name
 
     def has_shards(self) -> bool:
-        """Whether there are files with a shard's name."""
-        return any(self.root.glob("data/*/*.arrow*"))
+        """Whether there are files with a shard's name, or journals of writers."""
+        return any(any(self.root.glob(pattern)) for pattern in ("data/*/*.arrow*", "parts/*/journal"))
 
 
 def local_path(place: str | os.PathLike[str], what: str) -> Path:

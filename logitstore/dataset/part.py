@@ -1,0 +1,526 @@
+"""Writing one part of a dataset: chunks and shards as sequences come, and a journal to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from msgspec import structs
+
+from logitstore._version import __version__
+from logitstore.dataset.commit import (
+    clean,
+    existing_manifest,
+    first_number,
+    is_published,
+    publish,
+    shard_files,
+    shard_path,
+)
+from logitstore.dataset.ids import IdSet
+from logitstore.dataset.input import Candidates
+from logitstore.dataset.parts import (
+    LOCK_NAME,
+    Journal,
+    State,
+    part_directory,
+    part_names,
+    read_part,
+    shard_hashes,
+    user_fields,
+)
+from logitstore.dataset.settings import Settings
+from logitstore.dataset.shards import open_shard
+from logitstore.dataset.summary import Summary
+from logitstore.dataset.tokenizer_files import describe_tokenizer, stage_tokenizer
+from logitstore.dataset.usercolumns import UserColumns
+from logitstore.encoding import ragged
+from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInputError, SourceNotFoundError
+from logitstore.io import LocalStore, MappedFile, make_directory, partial_path, sync_directory
+from logitstore.io.lock import FileLock
+from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
+from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, Source, Teacher
+from logitstore.schema.journal import PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan
+from logitstore.shard.chunk import StoredSequence, shard_schema
+from logitstore.shard.layout import digest, id_hash
+from logitstore.shard.message import check_message
+from logitstore.shard.writer import ChunkEntry, ShardWriter, WrittenShard
+from logitstore.tokenizer import Tokenizer
+
+_RESUME: Final = "go on with it (--resume, resume=True), or begin it anew (--overwrite, overwrite=True)"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where distributions come from; what is not known is None."""
+
+    teacher: Teacher | None = None
+    tokenizer: Tokenizer | None = None
+    source: Source | None = None
+    lineage: tuple[Source, ...] = ()
+
+
+class PartWriter:
+    """Takes sequences that are ready to be stored, in order.
+
+    Args:
+        root: directory of the dataset.
+        part: which part of it; the only one is committed by `close`.
+        settings: of the writer.
+        origin: of the distributions.
+        columns: the users' columns.
+        overwrite: replace what is there, when this is complete.
+        resume: go on where an earlier writer of this part stopped.
+
+    Attributes:
+        summary: what was written, by earlier writers too.
+        given: sequences that this writer was given, those that were there before included.
+        finished: whether the part was complete before, so that it takes no new sequences.
+
+    Raises:
+        DatasetExistsError: something is there, or another writer is at work.
+        InvalidInputError: the part was begun with other settings.
+        CorruptDataError: what is to be gone on with is damaged.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        part: Part,
+        settings: Settings,
+        origin: Origin,
+        columns: UserColumns,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.part = part
+        self.settings = settings
+        self.origin = origin
+        self.columns = columns
+        self.summary = Summary()
+        self.given = 0
+        self.finished = False
+        self.closed = False
+        self._root = root
+        self._directory = part_directory(root, part)
+        self._overwrite = overwrite
+        self._before = IdSet()
+        self._ids = IdSet()
+        self._open: list[StoredSequence] = []
+        self._open_size = (0, 0, 0)  # candidates, positions, bytes of users' columns
+        self._journal: Journal | None = None
+        self._shard: ShardWriter | None = None
+        self._failure: BaseException | None = None
+        if root.exists() and not root.is_dir():
+            raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
+        self._made_root = not root.exists()
+        make_directory(self._directory)
+        busy = f"{root}: another writer is at work on {part}; wait for it"
+        self._lock = FileLock(self._directory / LOCK_NAME, busy)
+        try:
+            self._next = self._begin(resume=resume)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _begin(self, *, resume: bool) -> int:
+        """Find what is there, and take it up; the number of the next shard."""
+        old, state = existing_manifest(self._root), read_part(self._root, self.part)
+        if resume and old is not None and (state is None or is_published(state, old)):
+            if state is not None:
+                clean(self._root, old, [state])
+            self._take_dataset(old)
+        elif resume and state is not None:
+            return self._take_part(state)
+        elif not self._overwrite:
+            self._refuse(old, state)
+        return first_number(self._root, self.part)
+
+    def _refuse(self, old: Manifest | None, state: State | None) -> None:
+        """Raise where anything is there that this writer would replace or contradict."""
+        root = self._root
+        if old is not None:
+            raise DatasetExistsError(f"{root} holds a dataset; choose another path, or overwrite it (--overwrite)")
+        if state is not None:
+            raise DatasetExistsError(f"{root} holds an unfinished dataset: {self.part} was begun before; {_RESUME}")
+        others = [part for part in part_names(root) if part.split == self.part.split and part.of != self.part.of]
+        if others:
+            raise DatasetExistsError(f"{root} holds {others[0]}: all parts of a split are of one number; {_RESUME}")
+        mine = [path for path in shard_files(root) if path.name.startswith(f"{self.part.stem}-") or self.part.of == 1]
+        if mine:
+            raise DatasetExistsError(
+                f"{root} holds an unfinished dataset ({mine[0].name}) without a journal; save what is there with "
+                f"`logitstore recover`, or overwrite it (--overwrite)"
+            )
+
+    def _take_dataset(self, manifest: Manifest) -> None:
+        """The dataset is complete: nothing is written any more."""
+        self._check_same(_plan_of(manifest, self.plan(0)))
+        store = LocalStore(self._root)
+        for info in manifest.shards:
+            self._before.take(open_shard(store, info, manifest).hashes)
+        totals = manifest.totals
+        highest = -1 if totals.highest_id is None else totals.highest_id
+        self.summary = Summary(
+            totals.sequences, totals.positions, totals.candidates, totals.bytes,
+            dict(totals.encodings), dict(totals.columns), highest,
+        )  # fmt: skip
+        self.finished = True
+
+    def _take_part(self, state: State) -> int:
+        """Go on where an earlier writer stopped; the number of the next shard."""
+        self._check_same(state.plan)
+        if self.settings.logit_width is None:
+            self.settings = replace(self.settings, logit_width=state.plan.logit_width)
+        self._overwrite = state.plan.overwrite
+        for info in state.shards:
+            self._settle(state, info)
+            self._before.take(shard_hashes(self._root, state, info))
+        if state.schema:
+            self.columns = UserColumns(pa.schema(user_fields(state.schema)))
+        self.finished = state.done is not None
+        entries, hashes = self._whole_chunks(state)
+        last = state.chunks[len(entries) - 1].sums if entries else state.before if state.opened else state.sums
+        self.summary = Summary.of(last)
+        self.summary.bytes = sum(info.bytes for info in state.shards)
+        self._before.take(np.array(hashes, np.uint64))
+        self._journal = Journal(self._directory, state.end if state.opened is None else state.ends[len(entries)])
+        if state.opened is not None:
+            path = self._root / state.opened.path
+            if entries:
+                schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
+                self._shard = ShardWriter(path, schema, entries, hashes)
+            else:
+                partial_path(path).unlink(missing_ok=True)
+        return max(first_number(self._root, self.part), state.plan.first)
+
+    def _settle(self, state: State, info: ShardInfo) -> None:
+        """Give a complete shard its name, where the writer was stopped before."""
+        path = self._root / info.path
+        if info.path in state.sent or path.exists():
+            return
+        if not partial_path(path).exists():
+            raise CorruptDataError(
+                "a shard that was complete is missing; save the others with `logitstore recover`",
+                code="shard-missing",
+                path=str(path),
+            )
+        partial_path(path).replace(path)
+        sync_directory(path.parent)
+
+    def _whole_chunks(self, state: State) -> tuple[list[ChunkEntry], list[int]]:
+        """The chunks of the shard that was not complete whose bytes are there, and the hashes of their ids."""
+        entries: list[ChunkEntry] = []
+        hashes: list[int] = []
+        if state.opened is None:
+            return entries, hashes
+        path = partial_path(self._root / state.opened.path)
+        try:
+            file = MappedFile(path)
+        except SourceNotFoundError:
+            return entries, hashes
+        schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
+        if file.size < len(state.schema) or file.read(0, len(state.schema)).to_pybytes() != state.schema:
+            return entries, hashes
+        for chunk in state.chunks:
+            if chunk.offset + chunk.length > file.size:
+                break
+            message = file.read(chunk.offset, chunk.length)
+            if digest(message).hex() != chunk.digest:
+                break
+            check_message(message)
+            batch = pa.ipc.read_record_batch(message, schema)
+            batch.validate(full=True)
+            hashes += [id_hash(value) for value in batch.column(0).to_pylist()]
+            sizes = (chunk.offset, chunk.length, chunk.sequences, chunk.positions, chunk.candidates)
+            entries.append((*sizes, bytes.fromhex(chunk.digest)))
+        return entries, hashes
+
+    def _check_same(self, before: Plan) -> None:
+        """Refuse to go on with other settings.
+
+        Raises:
+            InvalidInputError: naming the difference.
+        """
+        now = self.plan(before.first)
+        for name in Plan.__struct_fields__:
+            if name in ("version", "written_by", "overwrite", "first"):
+                continue
+            was, is_now = getattr(before, name), getattr(now, name)
+            if name == "tokenizer":
+                was, is_now = (each and each.digest for each in (was, is_now))
+            if name == "logit_width" and is_now is None:
+                continue
+            if was != is_now:
+                raise InvalidInputError(
+                    f"{self._root}: {self.part} was begun with {name.replace('_', ' ')} {_shown(was)}, and now it is "
+                    f"{_shown(is_now)}; go on with the same settings, or begin anew (--overwrite)"
+                )
+
+    def plan(self, first: int) -> Plan:
+        """The first line of the journal.
+
+        Args:
+            first: number of the first shard.
+        """
+        tokenizer = self.origin.tokenizer
+        return Plan(
+            version=str(FORMAT_VERSION),
+            written_by=f"logitstore {__version__}",
+            part=self.part,
+            overwrite=self._overwrite,
+            first=first,
+            sampling=self.settings.sampling(),
+            normalised=self.settings.normalised,
+            temperature=self.settings.temperature,
+            logit_width=self.settings.logit_width,
+            chunk_candidates=self.settings.chunk_candidates,
+            shard_bytes=self.settings.shard_bytes,
+            teacher=self.origin.teacher,
+            tokenizer=None if tokenizer is None else describe_tokenizer(tokenizer, ()),
+            source=self.origin.source,
+            lineage=self.origin.lineage,
+        )
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the writing before its time."""
+        return self._failure
+
+    def next_id(self) -> str:
+        """The id of a sequence that is given none: its running number among those of all parts."""
+        return str(self.part.number + self.part.of * self.given)
+
+    def __contains__(self, sequence_id: str) -> bool:
+        """Whether a sequence was written, by this writer or an earlier one of the part."""
+        return sequence_id in self._before or sequence_id in self._ids
+
+    def had(self, sequence_id: str) -> bool:
+        """Whether an earlier writer wrote this sequence, so that it is not to be added.
+
+        Raises:
+            InvalidInputError: it was given to this one before; or the part was finished without it.
+        """
+        if sequence_id in self._before:
+            self._new(sequence_id)
+            self.given += 1
+            return True
+        if self.finished:
+            raise InvalidInputError(
+                "this is not in the dataset, which is finished; write further sequences to a dataset of their own, and "
+                "join it with `logitstore append`"
+            )
+        return False
+
+    def _new(self, sequence_id: str) -> None:
+        if not self._ids.add(sequence_id):
+            raise InvalidInputError(
+                "this id was added before; ids are unique in a dataset: rename one, or leave ids out"
+            )
+
+    def append(self, sequence: StoredSequence, column_bytes: int, given: Candidates | None = None) -> None:
+        """Take a sequence; chunks and shards are written as they fill.
+
+        Args:
+            sequence: ready to be stored.
+            column_bytes: about how much the users' columns take.
+            given: the candidates before rounding, to measure what that costs.
+
+        Raises:
+            InvalidInputError: the id was there before, or it is too large.
+            OSError: the disk is full, say.
+        """
+        if len(sequence.ids) > SEQUENCE_CANDIDATES:
+            raise InvalidInputError(
+                f"{len(sequence.ids)} candidates, over the limit of {SEQUENCE_CANDIDATES}: cut the sequence up, or use "
+                f"top_k"
+            )
+        self._new(sequence.id)
+        size = (len(sequence.ids), len(sequence.tokens), column_bytes)
+        limits = (self.settings.chunk_candidates, CHUNK_POSITIONS, CHUNK_COLUMN_BYTES)
+        if self._open and any(a + b > c for a, b, c in zip(self._open_size, size, limits, strict=True)):
+            self._flush()
+        self._open.append(sequence)
+        a, b, c = self._open_size
+        self._open_size = (a + size[0], b + size[1], c + size[2])
+        self._count(sequence, given)
+        full = any(a >= b for a, b in zip(self._open_size, limits, strict=True))
+        if full or len(self._open) >= CHUNK_SEQUENCES:
+            self._flush()
+
+    def _count(self, sequence: StoredSequence, given: Candidates | None) -> None:
+        self.given += 1
+        columns = [name for name, cells in sequence.optional.items() if len(cells)]
+        self.summary.count(len(sequence.tokens), sequence.ids, sequence.values, columns)
+        if given is not None:
+            self.summary.measure(given, sequence.values, self.settings.resolution)
+            self.summary.alignment.add(sequence.tokens, given.count, ragged.offsets(given.count), given.ids)
+
+    def sync_if_due(self) -> None:
+        """Make chunks durable that were written too long ago, or too many."""
+        if self._shard is not None and self._journal is not None and self._shard.sync_is_due:
+            self._shard.sync()
+            self._journal.sync()
+
+    def _flush(self) -> None:
+        """Write the open chunk; close the shard when it is large enough.
+
+        A chunk that was not written whole ends the writing: what would come behind it could not be read.
+        """
+        if not self._open:
+            return
+        try:
+            user = self.columns.arrays(self._open)
+            journal = self._begun()
+            if self._shard is None:
+                schema = shard_schema(self.settings.header(), self.columns.fields())
+                path = shard_path(self._root, self.part, self._next)
+                make_directory(path.parent)
+                journal.write(Opened(path=self._relative(path), schema=schema.serialize().to_pybytes()))
+                self._shard = ShardWriter(path, schema)
+                self._next += 1
+            entry = self._shard.write(self._open, user)
+            journal.write(_chunk_line(entry, self._open[-1].id, self.summary))
+            self._open, self._open_size = [], (0, 0, 0)
+            self.sync_if_due()
+            if self._shard.bytes >= self.settings.shard_bytes:
+                self._finish_shard()
+        except BaseException as error:
+            self._failure = error
+            self.abort()
+            raise
+
+    def _begun(self) -> Journal:
+        """The journal, its first line written."""
+        if self._journal is None:
+            tokenizer = self.origin.tokenizer
+            info = None if tokenizer is None else stage_tokenizer(self._root, tokenizer)
+            self._journal = Journal(self._directory)
+            self._journal.write(structs.replace(self.plan(self._next), tokenizer=info))
+            self._journal.sync()
+        return self._journal
+
+    def _finish_shard(self) -> None:
+        if self._shard is not None and self._journal is not None:
+            written = self._shard.seal()
+            self._journal.write(Closed(info=self._info(written)))
+            self._journal.sync()
+            self._shard.publish()
+            self.summary.bytes += written.bytes
+            self._shard = None
+
+    def _info(self, shard: WrittenShard) -> ShardInfo:
+        return ShardInfo(
+            path=self._relative(shard.path),
+            split=self.part.split,
+            bytes=shard.bytes,
+            sha256=shard.sha256,
+            tail_digest=shard.tail_digest,
+            sequences=shard.sequences,
+            positions=shard.positions,
+            candidates=shard.candidates,
+        )
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+    def close(self) -> Manifest | None:
+        """Write what is left, and end the part; its manifest where it is the only one.
+
+        Raises:
+            InvalidInputError: a user's column cannot be stored, or writing failed before.
+            OSError: the disk is full, say.
+        """
+        if self._failure is not None:
+            raise InvalidInputError(f"nothing was committed, since writing failed before: {self._failure}")
+        if self.closed:
+            return None
+        try:
+            state = self.finish()
+            old = existing_manifest(self._root)
+            manifest = None
+            if state is not None and self.part.of == 1:
+                manifest = publish(self._root, [state], old).manifest
+        except BaseException:
+            self.abort()
+            raise
+        self.release()
+        return manifest
+
+    def finish(self) -> State | None:
+        """Write what is left, and end the part, which stays locked; None where the dataset was complete before.
+
+        Raises:
+            InvalidInputError: a user's column cannot be stored.
+            OSError: the disk is full, say.
+        """
+        self._flush()
+        self._finish_shard()
+        if self.finished and self._journal is None:
+            return None
+        journal = self._begun()
+        if not self.finished:
+            tokenizer = self.origin.tokenizer
+            journal.write(Done(tokenizer=None if tokenizer is None else stage_tokenizer(self._root, tokenizer)))
+        journal.close()
+        state = read_part(self._root, self.part)
+        if state is None:
+            raise CorruptDataError("the journal was changed meanwhile", code="journal", path=str(self._directory))
+        return state
+
+    def abort(self) -> None:
+        """Stop: complete chunks stay, to be gone on with."""
+        for each in (self._shard, self._journal):
+            if each is not None:
+                with contextlib.suppress(OSError):  # what ended the writing is the error to show
+                    each.close()
+        self._shard = None
+        self.release()
+
+    def release(self) -> None:
+        """Let others write; leave no empty directory."""
+        self.closed = True
+        self._lock.release()
+        if self._journal is None:
+            made = (self._root,) if self._made_root else ()
+            for directory in (self._directory, self._root / PARTS_DIRECTORY, *made):
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+
+def _chunk_line(entry: ChunkEntry, last: str, summary: Summary) -> Chunked:
+    offset, length, sequences, positions, candidates, found = entry
+    return Chunked(
+        offset=offset,
+        length=length,
+        sequences=sequences,
+        positions=positions,
+        candidates=candidates,
+        digest=found.hex(),
+        last=last,
+        sums=summary.sums(),
+    )
+
+
+def _plan_of(manifest: Manifest, now: Plan) -> Plan:
+    """What the writer of a dataset was told, as far as its manifest says it."""
+    return structs.replace(
+        now,
+        sampling=manifest.sampling,
+        normalised=manifest.normalised,
+        temperature=manifest.temperature,
+        logit_width=manifest.logit_width,
+        teacher=manifest.teacher,
+        tokenizer=manifest.tokenizer,
+        source=manifest.source if now.part.of == 1 else now.source,  # that of all parts together
+        lineage=manifest.lineage if now.part.of == 1 else now.lineage,
+    )
+
+
+def _shown(value: Any) -> str:
+    return "not known" if value is None else str(value)
