@@ -12,7 +12,9 @@ for sequence in logitstore.open("out"):
 
 from logitstore._version import __version__
 from logitstore.checks import Finding, is_valid, validate
+from logitstore.dataset.commit import commit
 from logitstore.dataset.reader import Dataset, open  # noqa: A004 - as zarr and tarfile name it
+from logitstore.dataset.status import status
 from logitstore.dataset.writer import Writer
 from logitstore.errors import (
     CorruptDataError,
@@ -64,7 +66,9 @@ __all__ = [
     "UnsupportedVersionError",
     "Writer",
     "__version__",
+    "commit",
     "is_valid",
     "open",
+    "status",
     "validate",
 ]

@@ -50,6 +50,8 @@ from logitstore_cli.types import PAIR, RESOLUTION, SIZE
     "--workers", type=click.IntRange(min=0), default=0, help="Processes that parse.  [default: none but this]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a dataset that is there, when the new one is complete.")
+@click.option("--resume", is_flag=True, help="Go on where a conversion with the same options was stopped.")
+@click.option("--part", metavar="I/N", help="Write part I of N, from 0/N on; `logitstore commit` joins them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     inputs: tuple[str, ...],
@@ -64,6 +66,7 @@ def command(
 
     Several inputs become one dataset, in the order given; a directory or a glob stands for its files, `-` for standard
     input. Files under zstd and gzip are decompressed on the fly. Exits 3 when records were skipped (--on-error skip).
+    A conversion that was stopped, or killed, is gone on with by the same command with --resume, to the same dataset.
 
     Example: logitstore convert replies.jsonl my-dataset --teacher google/gemma-3-270m
     """
@@ -88,6 +91,8 @@ def command(
     else:
         for line in summary_lines(converted, output):
             result(line)
+    if options["part"] is not None:
+        note(f"This part is finished; when all are, join them: logitstore commit {output}")
     return 3 if converted.skipped else 0
 
 

@@ -13,6 +13,7 @@ from logitstore_cli.output import note, warn_on_stderr
 from logitstore_cli.types import SIZE_NOTE
 
 COMMANDS = {
+    "commit": "logitstore_cli.commit",
     "compare": "logitstore_cli.compare",
     "completion": "logitstore_cli.completion",
     "convert": "logitstore_cli.convert",
@@ -24,6 +25,7 @@ COMMANDS = {
     "push": "logitstore_cli.push",
     "show": "logitstore_cli.show",
     "stats": "logitstore_cli.stats",
+    "status": "logitstore_cli.status",
     "validate": "logitstore_cli.validate",
     "view": "logitstore_cli.view",
 }

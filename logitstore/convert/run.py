@@ -152,7 +152,8 @@ def convert(
         workers: processes that parse; the dataset is the same whatever their number. 0 parses in this one.
         on_error: what a record does that cannot be read: `stop`, or `skip` it.
         progress: called after each sequence.
-        **settings: arguments of `Writer`; those that are None are left to the importer and to `Writer`.
+        **settings: arguments of `Writer`, `resume` and `part` among them; those that are None are left to the importer
+            and to `Writer`.
 
     Returns:
         What was written, and what was assumed.
@@ -188,6 +189,8 @@ def convert(
         names = tuple(each.path.name for each in inputs if each.size is not None)
         arguments = {"source": Source(format=chosen.name, files=names), **opened.settings, **given}
         with Writer(output, tokenizer=tokenizer, **arguments) as writer:
+            if writer.finished:
+                return Converted(chosen.name, writer.summary, ("it was finished before: nothing is left to do",))
             return _Run(chosen.name, inputs[0].name, opened, writer, limit, on_error == "skip", progress).run(workers)
     finally:
         for each in inputs:
@@ -228,7 +231,7 @@ class _Run:
                     self._check(final=False)
         finally:
             outcomes.close()  # its workers end now and not some time
-        if self.writer.summary.sequences == 0 and self._wants_more():
+        if self.writer.given == 0 and self._wants_more():
             skipped = (
                 f": all {self.skipped} records were skipped, the first for {self.failures[0]}" if self.failures else ""
             )
@@ -241,20 +244,21 @@ class _Run:
         return Converted(self.name, self.writer.summary, notes, self.skipped, tuple(self.failures))
 
     def _wants_more(self) -> bool:
-        return self.limit is None or self.writer.summary.sequences < self.limit
+        return self.limit is None or self.writer.given < self.limit
 
     def _take(self, outcome: Outcome) -> None:
         """Write the sequences of one record; or count it as one that cannot be read, where these are skipped.
 
         A sequence that the writer refuses leaves those before it in the dataset.
         """
-        before = self.writer.summary.sequences
+        before = self.writer.given
         try:
             if outcome.error is not None:
                 raise outcome.error
             for choice, item in enumerate(outcome.items):
                 if self._wants_more():
-                    name = str(outcome.number) if choice == 0 else f"{outcome.number}#{choice}"
+                    number = self.writer.numbered(outcome.number)
+                    name = number if choice == 0 else f"{number}#{choice}"
                     getattr(self.writer, item.method)(**{"id": name, **item.arguments})
                     if self.progress is not None:
                         self.progress(self.opened, self.writer.summary)
@@ -263,7 +267,7 @@ class _Run:
             failure = f"{outcome.place}: {error}"
             if self.writer.closed or not self.skip:
                 raise type(error)(failure) from error
-            if kept := self.writer.summary.sequences - before:
+            if kept := self.writer.given - before:
                 failure += f" (of this record, the {kept} sequence{'s' * (kept > 1)} before this one are kept)"
                 self.tally.add(outcome.tally)
             self.skipped += 1

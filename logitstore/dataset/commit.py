@@ -96,7 +96,7 @@ def commit(path: str | os.PathLike[str], *, overwrite: bool = False) -> Committe
             raise DatasetExistsError(f"{root} holds a dataset; replace it with --overwrite (overwrite=True)")
         if unfinished := describe_unfinished(parts, states):
             raise IncompleteDatasetError(
-                f"{root}: {len(unfinished)} of the parts are not finished: {'; '.join(unfinished[:_SHOWN])}"
+                f"{root}: not all parts are finished ({len(unfinished)} are not): {'; '.join(unfinished[:_SHOWN])}"
                 f"{'; ...' if len(unfinished) > _SHOWN else ''}. Finish them (--resume), or save what is there with "
                 f"`logitstore recover`"
             )
@@ -205,12 +205,10 @@ def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
     What stays because it cannot be removed is named by `validate`.
     """
     named = {file.path for file in manifest.files}
-    stems = {state.part.stem for state in states}
+    mine = {path for state in states for path in part_files(root, state.part)}
     everything = any(state.plan.overwrite for state in states)
     for path in shard_files(root):
-        match = _SHARD.fullmatch(path.name)
-        mine = everything or (match is not None and match["stem"] in stems)
-        if mine and path.relative_to(root).as_posix() not in named:
+        if (everything or path in mine) and path.relative_to(root).as_posix() not in named:
             with contextlib.suppress(OSError):
                 path.unlink()
     for path in sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True) if everything else []:
@@ -263,14 +261,16 @@ def shard_files(root: Path) -> list[Path]:
     return sorted(path for path in root.glob(f"{DATA_DIRECTORY}/*/*") if _SHARD.fullmatch(path.name))
 
 
+def part_files(root: Path, part: Part) -> dict[Path, int]:
+    """The shards of a part, complete or not, and their numbers."""
+    paths = (root / DATA_DIRECTORY / part.split).glob(f"{part.stem}-*")
+    found = ((path, _SHARD.fullmatch(path.name)) for path in paths)
+    return {path: int(match["number"]) for path, match in found if match is not None and match["stem"] == part.stem}
+
+
 def first_number(root: Path, part: Part) -> int:
     """The number of a part's first shard: above those of all files that are there."""
-    numbers = [
-        int(match["number"])
-        for path in (root / DATA_DIRECTORY / part.split).glob(f"{part.stem}-*")
-        if (match := _SHARD.fullmatch(path.name)) is not None and match["stem"] == part.stem
-    ]
-    return 1 + max(numbers, default=-1)
+    return 1 + max(part_files(root, part).values(), default=-1)
 
 
 def shard_path(root: Path, part: Part, number: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from logitstore.dataset.commit import (
     existing_manifest,
     first_number,
     is_published,
+    part_files,
     publish,
     shard_files,
     shard_path,
@@ -33,21 +34,20 @@ from logitstore.dataset.parts import (
     shard_hashes,
     user_fields,
 )
+from logitstore.dataset.resume import check_same, plan_of, remove_unknown, settle, whole_chunks
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.shards import open_shard
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.tokenizer_files import describe_tokenizer, stage_tokenizer
 from logitstore.dataset.usercolumns import UserColumns
 from logitstore.encoding import ragged
-from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInputError, SourceNotFoundError
-from logitstore.io import LocalStore, MappedFile, make_directory, partial_path, sync_directory
+from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInputError
+from logitstore.io import LocalStore, make_directory
 from logitstore.io.lock import FileLock
 from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
 from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, Source, Teacher
 from logitstore.schema.journal import PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan
 from logitstore.shard.chunk import StoredSequence, shard_schema
-from logitstore.shard.layout import digest, id_hash
-from logitstore.shard.message import check_message
 from logitstore.shard.writer import ChunkEntry, ShardWriter, WrittenShard
 from logitstore.tokenizer import Tokenizer
 
@@ -151,7 +151,7 @@ class PartWriter:
         others = [part for part in part_names(root) if part.split == self.part.split and part.of != self.part.of]
         if others:
             raise DatasetExistsError(f"{root} holds {others[0]}: all parts of a split are of one number; {_RESUME}")
-        mine = [path for path in shard_files(root) if path.name.startswith(f"{self.part.stem}-") or self.part.of == 1]
+        mine = shard_files(root) if self.part.of == 1 else list(part_files(root, self.part))
         if mine:
             raise DatasetExistsError(
                 f"{root} holds an unfinished dataset ({mine[0].name}) without a journal; save what is there with "
@@ -160,7 +160,8 @@ class PartWriter:
 
     def _take_dataset(self, manifest: Manifest) -> None:
         """The dataset is complete: nothing is written any more."""
-        self._check_same(_plan_of(manifest, self.plan(0)))
+        now = self.plan(0)
+        check_same(self._root, plan_of(manifest, now), now)
         store = LocalStore(self._root)
         for info in manifest.shards:
             self._before.take(open_shard(store, info, manifest).hashes)
@@ -174,93 +175,28 @@ class PartWriter:
 
     def _take_part(self, state: State) -> int:
         """Go on where an earlier writer stopped; the number of the next shard."""
-        self._check_same(state.plan)
+        check_same(self._root, state.plan, self.plan(state.plan.first))
         if self.settings.logit_width is None:
             self.settings = replace(self.settings, logit_width=state.plan.logit_width)
         self._overwrite = state.plan.overwrite
         for info in state.shards:
-            self._settle(state, info)
+            settle(self._root, state, info)
             self._before.take(shard_hashes(self._root, state, info))
         if state.schema:
-            self.columns = UserColumns(pa.schema(user_fields(state.schema)))
+            self.columns = self.columns.resumed(user_fields(state.schema))
         self.finished = state.done is not None
-        entries, hashes = self._whole_chunks(state)
+        entries, hashes = whole_chunks(self._root, state)
         last = state.chunks[len(entries) - 1].sums if entries else state.before if state.opened else state.sums
         self.summary = Summary.of(last)
         self.summary.bytes = sum(info.bytes for info in state.shards)
         self._before.take(np.array(hashes, np.uint64))
         self._journal = Journal(self._directory, state.end if state.opened is None else state.ends[len(entries)])
-        if state.opened is not None:
-            path = self._root / state.opened.path
-            if entries:
-                schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
-                self._shard = ShardWriter(path, schema, entries, hashes)
-            else:
-                partial_path(path).unlink(missing_ok=True)
-        return max(first_number(self._root, self.part), state.plan.first)
-
-    def _settle(self, state: State, info: ShardInfo) -> None:
-        """Give a complete shard its name, where the writer was stopped before."""
-        path = self._root / info.path
-        if info.path in state.sent or path.exists():
-            return
-        if not partial_path(path).exists():
-            raise CorruptDataError(
-                "a shard that was complete is missing; save the others with `logitstore recover`",
-                code="shard-missing",
-                path=str(path),
-            )
-        partial_path(path).replace(path)
-        sync_directory(path.parent)
-
-    def _whole_chunks(self, state: State) -> tuple[list[ChunkEntry], list[int]]:
-        """The chunks of the shard that was not complete whose bytes are there, and the hashes of their ids."""
-        entries: list[ChunkEntry] = []
-        hashes: list[int] = []
-        if state.opened is None:
-            return entries, hashes
-        path = partial_path(self._root / state.opened.path)
-        try:
-            file = MappedFile(path)
-        except SourceNotFoundError:
-            return entries, hashes
-        schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
-        if file.size < len(state.schema) or file.read(0, len(state.schema)).to_pybytes() != state.schema:
-            return entries, hashes
-        for chunk in state.chunks:
-            if chunk.offset + chunk.length > file.size:
-                break
-            message = file.read(chunk.offset, chunk.length)
-            if digest(message).hex() != chunk.digest:
-                break
-            check_message(message)
-            batch = pa.ipc.read_record_batch(message, schema)
-            batch.validate(full=True)
-            hashes += [id_hash(value) for value in batch.column(0).to_pylist()]
-            sizes = (chunk.offset, chunk.length, chunk.sequences, chunk.positions, chunk.candidates)
-            entries.append((*sizes, bytes.fromhex(chunk.digest)))
-        return entries, hashes
-
-    def _check_same(self, before: Plan) -> None:
-        """Refuse to go on with other settings.
-
-        Raises:
-            InvalidInputError: naming the difference.
-        """
-        now = self.plan(before.first)
-        for name in Plan.__struct_fields__:
-            if name in ("version", "written_by", "overwrite", "first"):
-                continue
-            was, is_now = getattr(before, name), getattr(now, name)
-            if name == "tokenizer":
-                was, is_now = (each and each.digest for each in (was, is_now))
-            if name == "logit_width" and is_now is None:
-                continue
-            if was != is_now:
-                raise InvalidInputError(
-                    f"{self._root}: {self.part} was begun with {name.replace('_', ' ')} {_shown(was)}, and now it is "
-                    f"{_shown(is_now)}; go on with the same settings, or begin anew (--overwrite)"
-                )
+        if state.opened is not None and entries:
+            schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
+            self._shard = ShardWriter(self._root / state.opened.path, schema, entries, hashes)
+            self._finish_full_shard()
+        remove_unknown(self._root, state, keep=bool(entries))
+        return state.plan.first + len(state.shards) + bool(entries)
 
     def plan(self, first: int) -> Plan:
         """The first line of the journal.
@@ -292,9 +228,9 @@ class PartWriter:
         """What ended the writing before its time."""
         return self._failure
 
-    def next_id(self) -> str:
-        """The id of a sequence that is given none: its running number among those of all parts."""
-        return str(self.part.number + self.part.of * self.given)
+    def numbered(self, number: int) -> str:
+        """The id of a sequence by its running number: that among those of all parts."""
+        return str(self.part.number + self.part.of * number)
 
     def __contains__(self, sequence_id: str) -> bool:
         """Whether a sequence was written, by this writer or an earlier one of the part."""
@@ -388,8 +324,7 @@ class PartWriter:
             journal.write(_chunk_line(entry, self._open[-1].id, self.summary))
             self._open, self._open_size = [], (0, 0, 0)
             self.sync_if_due()
-            if self._shard.bytes >= self.settings.shard_bytes:
-                self._finish_shard()
+            self._finish_full_shard()
         except BaseException as error:
             self._failure = error
             self.abort()
@@ -404,6 +339,10 @@ class PartWriter:
             self._journal.write(structs.replace(self.plan(self._next), tokenizer=info))
             self._journal.sync()
         return self._journal
+
+    def _finish_full_shard(self) -> None:
+        if self._shard is not None and self._shard.bytes >= self.settings.shard_bytes:
+            self._finish_shard()
 
     def _finish_shard(self) -> None:
         if self._shard is not None and self._journal is not None:
@@ -505,22 +444,3 @@ def _chunk_line(entry: ChunkEntry, last: str, summary: Summary) -> Chunked:
         last=last,
         sums=summary.sums(),
     )
-
-
-def _plan_of(manifest: Manifest, now: Plan) -> Plan:
-    """What the writer of a dataset was told, as far as its manifest says it."""
-    return structs.replace(
-        now,
-        sampling=manifest.sampling,
-        normalised=manifest.normalised,
-        temperature=manifest.temperature,
-        logit_width=manifest.logit_width,
-        teacher=manifest.teacher,
-        tokenizer=manifest.tokenizer,
-        source=manifest.source if now.part.of == 1 else now.source,  # that of all parts together
-        lineage=manifest.lineage if now.part.of == 1 else now.lineage,
-    )
-
-
-def _shown(value: Any) -> str:
-    return "not known" if value is None else str(value)

@@ -72,6 +72,21 @@ class UserColumns:
         """Arrow fields of the columns."""
         return [pa.field(name, kind) for name, kind in (self._types or {}).items()]
 
+    def resumed(self, fields: list[pa.Field]) -> UserColumns:
+        """The columns of a writer that is gone on with.
+
+        Args:
+            fields: of its shards.
+
+        Raises:
+            InvalidInputError: others were declared.
+        """
+        if self._types is not None and self.fields() != fields:
+            raise InvalidInputError(
+                f"the columns declared are {self.types()}, and the shards that are there have {fields}"
+            )
+        return UserColumns(pa.schema(fields))
+
     def types(self) -> dict[str, str]:
         """Names and types, as the manifest says them."""
         return {name: str(kind) for name, kind in (self._types or {}).items()}

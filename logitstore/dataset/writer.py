@@ -164,6 +164,10 @@ class Writer:
         """How many sequences this writer was given, those passed over that were there before included."""
         return self._part.given
 
+    def numbered(self, number: int) -> str:
+        """The id that a sequence gets by its running number; parts share the numbers out among themselves."""
+        return self._part.numbered(number)
+
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the dataset will name."""
@@ -203,7 +207,7 @@ class Writer:
             ids: candidate ids, [T, k], or flat [N] with `count`; any order.
             logprobs: natural logs of their probabilities, the same shape; -inf is left out.
             count: candidates of each position [T]; 0 is no distribution.
-            id: unique in the dataset; None takes the running number.
+            id: unique in the dataset; None takes the running number, which in part i of n is i + n times that in it.
             tail: [T], log of the probability that the candidates given do not cover; None derives it; NaN is none.
             target_logprob: [T], logprob of tokens[t + 1]; NaN is unknown.
             target_rank: [T], its rank from 1; 0 is unknown.
@@ -331,7 +335,7 @@ class Writer:
         if self.closed:
             raise InvalidInputError("the writer is closed; open a new one")
         self._part.sync_if_due()
-        return _Adding(self._part.next_id() if sequence_id is None else sequence_id)
+        return _Adding(self.numbered(self.given) if sequence_id is None else sequence_id)
 
     def _store(
         self,
