@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ from logitstore.dataset.parts import (
     LOCK_NAME,
     Journal,
     State,
+    hashes_path,
+    pack_hashes,
     part_directory,
     part_names,
     read_part,
@@ -42,12 +45,13 @@ from logitstore.dataset.tokenizer_files import describe_tokenizer, stage_tokeniz
 from logitstore.dataset.usercolumns import UserColumns
 from logitstore.encoding import ragged
 from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInputError
-from logitstore.io import LocalStore, make_directory
+from logitstore.io import LocalStore, MappedFile, make_directory, write_atomic
 from logitstore.io.lock import FileLock
 from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
 from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, Source, Teacher
-from logitstore.schema.journal import PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan
+from logitstore.schema.journal import PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan, Sent
 from logitstore.shard.chunk import StoredSequence, shard_schema
+from logitstore.shard.reader import Shard
 from logitstore.shard.writer import ChunkEntry, ShardWriter, WrittenShard
 from logitstore.tokenizer import Tokenizer
 
@@ -64,6 +68,19 @@ class Origin:
     lineage: tuple[Source, ...] = ()
 
 
+class Sink(Protocol):
+    """Takes complete shards to another place while writing goes on; they are removed here when they have arrived."""
+
+    def take(self, path: Path, info: ShardInfo) -> None:
+        """Begin to take a shard away; returns at once."""
+
+    def arrived(self, *, wait: bool) -> Iterable[tuple[str, str]]:
+        """(path in the dataset, where it is now) of each shard that has arrived since; waits for all when told to."""
+
+    def close(self) -> None:
+        """Stop; what has not arrived stays here."""
+
+
 class PartWriter:
     """Takes sequences that are ready to be stored, in order.
 
@@ -75,6 +92,7 @@ class PartWriter:
         columns: the users' columns.
         overwrite: replace what is there, when this is complete.
         resume: go on where an earlier writer of this part stopped.
+        sink: takes complete shards away; None leaves them here.
 
     Attributes:
         summary: what was written, by earlier writers too.
@@ -97,6 +115,7 @@ class PartWriter:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        sink: Sink | None = None,
     ) -> None:
         self.part = part
         self.settings = settings
@@ -109,6 +128,8 @@ class PartWriter:
         self._root = root
         self._directory = part_directory(root, part)
         self._overwrite = overwrite
+        self._sink = sink
+        self._dataset: Manifest | None = None  # the one that is complete, until its ids are asked for
         self._before = IdSet()
         self._ids = IdSet()
         self._open: list[StoredSequence] = []
@@ -162,9 +183,6 @@ class PartWriter:
         """The dataset is complete: nothing is written any more."""
         now = self.plan(0)
         check_same(self._root, plan_of(manifest, now), now)
-        store = LocalStore(self._root)
-        for info in manifest.shards:
-            self._before.take(open_shard(store, info, manifest).hashes)
         totals = manifest.totals
         highest = -1 if totals.highest_id is None else totals.highest_id
         self.summary = Summary(
@@ -172,6 +190,14 @@ class PartWriter:
             dict(totals.encodings), dict(totals.columns), highest,
         )  # fmt: skip
         self.finished = True
+        self._dataset = manifest
+
+    def _was_there(self, sequence_id: str) -> bool:
+        if self._dataset is not None:
+            store, manifest, self._dataset = LocalStore(self._root), self._dataset, None
+            for info in manifest.shards:
+                self._before.take(open_shard(store, info, manifest).hashes)
+        return sequence_id in self._before
 
     def _take_part(self, state: State) -> int:
         """Go on where an earlier writer stopped; the number of the next shard."""
@@ -182,6 +208,8 @@ class PartWriter:
         for info in state.shards:
             settle(self._root, state, info)
             self._before.take(shard_hashes(self._root, state, info))
+            if self._sink is not None and info.path not in state.sent:
+                self._sink.take(self._root / info.path, info)
         if state.schema:
             self.columns = self.columns.resumed(user_fields(state.schema))
         self.finished = state.done is not None
@@ -234,7 +262,7 @@ class PartWriter:
 
     def __contains__(self, sequence_id: str) -> bool:
         """Whether a sequence was written, by this writer or an earlier one of the part."""
-        return sequence_id in self._before or sequence_id in self._ids
+        return self._was_there(sequence_id) or sequence_id in self._ids
 
     def had(self, sequence_id: str) -> bool:
         """Whether an earlier writer wrote this sequence, so that it is not to be added.
@@ -242,7 +270,7 @@ class PartWriter:
         Raises:
             InvalidInputError: it was given to this one before; or the part was finished without it.
         """
-        if sequence_id in self._before:
+        if self._was_there(sequence_id):
             self._new(sequence_id)
             self.given += 1
             return True
@@ -347,11 +375,26 @@ class PartWriter:
     def _finish_shard(self) -> None:
         if self._shard is not None and self._journal is not None:
             written = self._shard.seal()
-            self._journal.write(Closed(info=self._info(written)))
+            info = self._info(written)
+            self._journal.write(Closed(info=info))
             self._journal.sync()
             self._shard.publish()
             self.summary.bytes += written.bytes
             self._shard = None
+            if self._sink is not None:
+                self._sink.take(written.path, info)
+                self._let_go(wait=False)
+
+    def _let_go(self, *, wait: bool) -> None:
+        """Remove the shards that have arrived elsewhere; the hashes of their ids stay."""
+        if self._sink is None or self._journal is None:
+            return
+        for name, place in self._sink.arrived(wait=wait):
+            path = self._root / name
+            write_atomic(hashes_path(self._directory, name), pack_hashes(Shard(MappedFile(path)).hashes))
+            self._journal.write(Sent(path=name, place=place))
+            self._journal.sync()
+            path.unlink()
 
     def _info(self, shard: WrittenShard) -> ShardInfo:
         return ShardInfo(
@@ -403,6 +446,7 @@ class PartWriter:
         if self.finished and self._journal is None:
             return None
         journal = self._begun()
+        self._let_go(wait=True)
         if not self.finished:
             tokenizer = self.origin.tokenizer
             journal.write(Done(tokenizer=None if tokenizer is None else stage_tokenizer(self._root, tokenizer)))
@@ -424,6 +468,8 @@ class PartWriter:
     def release(self) -> None:
         """Let others write; leave no empty directory."""
         self.closed = True
+        if self._sink is not None:
+            self._sink.close()
         self._lock.release()
         if self._journal is None:
             made = (self._root,) if self._made_root else ()

@@ -234,6 +234,12 @@ def hashes_path(directory: Path, shard: str) -> Path:
     return directory / f"{shard.rpartition('/')[2]}.ids"
 
 
+def pack_hashes(hashes: NDArray[np.uint64]) -> bytes:
+    """The hashes as they are kept: their xxh3-128, and they."""
+    data = hashes.astype(HASH_DTYPE).tobytes()
+    return digest(data) + data
+
+
 def shard_hashes(root: Path, state: State, info: ShardInfo) -> NDArray[np.uint64]:
     """xxh3-64 of the ids of a complete shard, here or sent.
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from logitstore.dataset import input as checked
 from logitstore.dataset.logits import reduce_logits
-from logitstore.dataset.part import Origin, PartWriter
+from logitstore.dataset.part import Origin, PartWriter, Sink
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.usercolumns import UserColumns, own_values
@@ -65,6 +65,8 @@ class Writer:
         resume: go on where an earlier writer with the same settings was stopped: sequences that it wrote (by their ids)
             are passed over when they are added again, and the dataset becomes what it would have become. Begins where
             there is nothing; changes nothing where the dataset is finished.
+        sink: takes complete shards to another place while writing goes on, such as `logitstore.hub.HubSink`; they are
+            removed here when they have arrived. None leaves them here.
         part: number of this writer and how many there are, `3/16` (from `0/16` to `15/16`), where several write one
             split, in other processes or on other machines; `logitstore.commit` joins what they wrote.
 
@@ -98,6 +100,7 @@ class Writer:
         overwrite: bool = False,
         resume: bool = False,
         part: str | None = None,
+        sink: Sink | None = None,
     ) -> None:
         if overwrite and resume:
             raise InvalidInputError(
@@ -126,6 +129,7 @@ class Writer:
             UserColumns(columns),
             overwrite=overwrite,
             resume=resume,
+            sink=sink,
         )
 
     def __enter__(self) -> Self:
