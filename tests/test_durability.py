@@ -82,6 +82,36 @@ def test_overwriting_keeps_the_old_dataset_until_the_new_one_is_complete(write):
     assert len(old) == 3
 
 
+def test_another_tokenizer_does_not_damage_the_dataset_that_it_replaces(tmp_path, monkeypatch):
+    def vocabulary(name, text):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "tokenizer.json"
+        file.write_text(f'{{"model": {{"type": "WordLevel", "vocab": {{"{text}": 1, "b": 2}}}}}}')
+        return file
+
+    path = tmp_path / "d"
+    with logitstore.Writer(path, logit_width=10, tokenizer=vocabulary("one", "a")) as writer:
+        add(writer, "old")
+
+    def fail(*_arguments):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("logitstore.dataset.commit.serialise_manifest", fail)
+        with pytest.raises(OSError, match="Input"), logitstore.Writer(
+            path, logit_width=10, tokenizer=vocabulary("two", "c"), overwrite=True
+        ) as writer:  # fmt: skip
+            add(writer, "new")
+    assert logitstore.is_valid(logitstore.validate(path, deep=True))
+    assert logitstore.open(path).tokenizer().token_bytes(1) == b"a"
+    with logitstore.Writer(path, logit_width=10, tokenizer=tmp_path / "two" / "tokenizer.json", resume=True) as writer:
+        add(writer, "new")
+    assert [s.id for s in logitstore.open(path)] == ["new"]
+    assert logitstore.open(path).tokenizer().token_bytes(1) == b"c"
+    assert [finding.code for finding in logitstore.validate(path, deep=True)] == ["teacher-unknown"]
+    assert len(files(path)) == 3
+
+
 def test_bad_input_at_the_end_commits_nothing(tmp_path):
     """Two values without a common type are found when the chunk is written: in the closing of the block."""
     with (

@@ -22,7 +22,8 @@ def add(writer, number):
     random = np.random.default_rng(number)
     n = int(random.integers(1, 12))
     ids = random.permuted(np.tile(np.arange(300), (n, 1)), axis=1)[:, :5]
-    writer.add(random.integers(0, 300, n), ids, -np.cumsum(random.uniform(0.5, 2, (n, 5)), axis=1), id=f"s{number}")
+    logprobs = -1 - np.cumsum(random.uniform(0.5, 2, (n, 5)), axis=1)
+    writer.add(random.integers(0, 300, n), ids, logprobs, id=f"s{number}")
 
 
 def write(path, marks=None, numbers=range(SEQUENCES), **settings):

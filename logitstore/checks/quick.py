@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from logitstore.checks.findings import Findings
-from logitstore.dataset.commit import describe_tokenizer
+from logitstore.dataset.tokenizer_files import describe_tokenizer
 from logitstore.errors import CorruptDataError, LogitStoreError, SourceNotFoundError
 from logitstore.io import regular_size, sha256_file
 from logitstore.schema import Manifest, ShardInfo, TokenizerInfo
+from logitstore.schema.manifest import TOKENIZER_DIRECTORY
 from logitstore.shard.reader import Shard
 from logitstore.tokenizer import Tokenizer
 
@@ -71,8 +72,8 @@ def check_tokenizer(root: Path, manifest: Manifest, findings: Findings) -> Token
         return None
     whole = True
     named = {file.path for file in info.files}
-    for path in sorted((root / "tokenizer").glob("*")):
-        if (name := path.relative_to(root).as_posix()) not in named:
+    for path in sorted((root / TOKENIZER_DIRECTORY).rglob("*")):
+        if (name := path.relative_to(root).as_posix()) not in named and not path.is_dir():
             findings.add(
                 "unreferenced-file", "not in the manifest, but readers of the tokenizer may take it up", "warning",
                 shard=name,
@@ -90,7 +91,7 @@ def check_tokenizer(root: Path, manifest: Manifest, findings: Findings) -> Token
     if not whole or not info.files:
         return None
     try:
-        tokenizer = Tokenizer.from_path(root / "tokenizer")
+        tokenizer = Tokenizer.from_path(root / info.folder)
     except LogitStoreError as error:
         findings.add("tokenizer-file", str(error))
         return None

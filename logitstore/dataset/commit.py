@@ -17,7 +17,7 @@ from logitstore.dataset.ids import repeated
 from logitstore.dataset.parts import LOCK_NAME, State, part_directory, part_names, read_part, shard_hashes
 from logitstore.dataset.shards import open_shard, read_manifest
 from logitstore.dataset.summary import Summary, add_totals
-from logitstore.dataset.tokenizer_files import TOKENIZER_DIRECTORY, merge_partial, place_tokenizer, staged
+from logitstore.dataset.tokenizer_files import merge_partial, place_tokenizer, staged
 from logitstore.errors import (
     DatasetExistsError,
     DatasetNotFoundError,
@@ -25,7 +25,7 @@ from logitstore.errors import (
     InvalidInputError,
 )
 from logitstore.io import LocalStore, MappedFile, write_atomic
-from logitstore.io.lock import FileLock
+from logitstore.io.lock import FileLock, is_locked
 from logitstore.io.store import local_path
 from logitstore.schema import (
     FORMAT_VERSION,
@@ -38,7 +38,7 @@ from logitstore.schema import (
     serialise_manifest,
 )
 from logitstore.schema.journal import PARTS_DIRECTORY, Part
-from logitstore.schema.manifest import MANIFEST_NAME, sum_splits
+from logitstore.schema.manifest import MANIFEST_NAME, TOKENIZER_DIRECTORY, sum_splits
 from logitstore.shard.reader import Shard
 
 DATA_DIRECTORY: Final = "data"
@@ -204,26 +204,32 @@ def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
 
     What stays because it cannot be removed is named by `validate`.
     """
+    everything = any(state.plan.overwrite for state in states)
+    _clean_files(root, manifest, states, everything=everything)
+    mine = [part_directory(root, state.part) for state in states]
+    for directory in (root / PARTS_DIRECTORY).glob("*-of-*") if everything else mine:
+        if directory in mine or not is_locked(directory / LOCK_NAME):
+            shutil.rmtree(directory, ignore_errors=True)
+    if not part_names(root):
+        for directory in (root / PARTS_DIRECTORY).glob("tokenizer-*"):
+            shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (root / PARTS_DIRECTORY).rmdir()
+
+
+def _clean_files(root: Path, manifest: Manifest, states: Sequence[State], *, everything: bool) -> None:
     named = {file.path for file in manifest.files}
     mine = {path for state in states for path in part_files(root, state.part)}
-    everything = any(state.plan.overwrite for state in states)
-    for path in shard_files(root):
-        if (everything or path in mine) and path.relative_to(root).as_posix() not in named:
+    old = [path for path in shard_files(root) if everything or path in mine]
+    if everything:
+        old += sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True)
+    for path in [*old, *root.glob(f".{MANIFEST_NAME}.*.partial")]:
+        if path.relative_to(root).as_posix() not in named:
             with contextlib.suppress(OSError):
-                path.unlink()
-    for path in sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True) if everything else []:
-        with contextlib.suppress(OSError):
-            if path.is_dir():
-                path.rmdir()
-            elif path.relative_to(root).as_posix() not in named:
-                path.unlink()
-    for path in root.glob(f".{MANIFEST_NAME}.*.partial"):
-        with contextlib.suppress(OSError):
-            path.unlink()
-    done = [part_directory(root, state.part) for state in states]
-    left = [part for part in part_names(root) if part_directory(root, part) not in done]
-    for directory in done if left and not everything else [root / PARTS_DIRECTORY]:
-        shutil.rmtree(directory, ignore_errors=True)
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
 
 
 def check_ids(root: Path, states: Sequence[State]) -> None:

@@ -140,9 +140,7 @@ class PartWriter:
         if root.exists() and not root.is_dir():
             raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
         self._made_root = not root.exists()
-        make_directory(self._directory)
-        busy = f"{root}: another writer is at work on {part}; wait for it"
-        self._lock = FileLock(self._directory / LOCK_NAME, busy)
+        self._lock = _lock(self._directory, f"{root}: another writer is at work on {part}; wait for it")
         try:
             self._next = self._begin(resume=resume)
         except BaseException:
@@ -476,6 +474,13 @@ class PartWriter:
             for directory in (self._directory, self._root / PARTS_DIRECTORY, *made):
                 with contextlib.suppress(OSError):
                     directory.rmdir()
+
+
+def _lock(directory: Path, busy: str) -> FileLock:
+    while True:
+        make_directory(directory)
+        with contextlib.suppress(FileNotFoundError):  # another writer, which wrote nothing, removed it just now
+            return FileLock(directory / LOCK_NAME, busy)
 
 
 def _chunk_line(entry: ChunkEntry, last: str, summary: Summary) -> Chunked:

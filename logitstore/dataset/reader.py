@@ -148,7 +148,7 @@ class Dataset:
         info = self._manifest.tokenizer
         if info is None or not info.files:
             return None
-        return Tokenizer.from_path(self._store.folder("tokenizer", info.files))
+        return Tokenizer.from_path(self._store.folder(info.folder, info.files))
 
     def __len__(self) -> int:
         """Number of sequences."""

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import struct
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -14,10 +13,8 @@ from logitstore.errors import InvalidInputError, SourceNotFoundError
 from logitstore.io import make_directory, sha256_file, write_atomic
 from logitstore.schema import Manifest, TokenizerInfo
 from logitstore.schema.journal import PARTS_DIRECTORY
-from logitstore.schema.manifest import FileInfo
+from logitstore.schema.manifest import TOKENIZER_DIRECTORY, FileInfo
 from logitstore.tokenizer import PARTIAL_FILE, Tokenizer
-
-TOKENIZER_DIRECTORY: Final = "tokenizer"
 
 
 def stage_tokenizer(root: Path, tokenizer: Tokenizer) -> TokenizerInfo:

@@ -77,7 +77,7 @@ class RemoteStore(ABC):
         files = tuple(files)
         key = (os.getpid(), self.identity, name, files)
         if key not in _folders:
-            directory = Path(tempfile.mkdtemp(prefix=f"logitstore-{name}-"))
+            directory = Path(tempfile.mkdtemp(prefix="logitstore-folder-"))
             atexit.register(_remove, directory, os.getpid())
             for file in files:
                 (directory / Path(file.path).name).write_bytes(self._whole(file))

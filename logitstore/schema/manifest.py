@@ -24,6 +24,7 @@ from logitstore.schema.header import (
 from logitstore.schema.version import FORMAT_NAME, Features, check_readable
 
 MANIFEST_NAME: Final = "logitstore.json"
+TOKENIZER_DIRECTORY: Final = "tokenizer"
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]  # what every JSON reader holds exactly
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -83,6 +84,11 @@ class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
     special_tokens: Sha256 | None = None
     chat_template: Sha256 | None = None
     files: tuple[FileInfo, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The directory of its files: `tokenizer`, or one below it."""
+        return self.files[0].path.rpartition("/")[0] if self.files else TOKENIZER_DIRECTORY
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,12 +286,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _check_consistent(manifest: Manifest) -> None:
-    paths = [file.path for file in manifest.files]
-    for path in paths:
-        if not is_safe_path(path):
-            raise CorruptDataError(f"the manifest names {path!r}, a path outside the dataset", code="manifest-path")
-    if len(set(paths)) != len(paths):
-        raise CorruptDataError("the manifest names a file twice", code="manifest-path")
+    _check_paths(manifest)
     if not is_power_of_two(manifest.sampling.resolution):
         raise CorruptDataError(f"resolution {manifest.sampling.resolution} is no power of two", code="manifest")
     sums = sum_splits(manifest.shards)
@@ -302,6 +303,19 @@ def _check_consistent(manifest: Manifest) -> None:
             )
     if manifest.dataset_digest != dataset_digest(manifest.shards, manifest.tokenizer):
         raise CorruptDataError("the manifest's dataset digest is not that of its shards", code="manifest-sums")
+
+
+def _check_paths(manifest: Manifest) -> None:
+    paths = [file.path for file in manifest.files]
+    for path in paths:
+        if not is_safe_path(path):
+            raise CorruptDataError(f"the manifest names {path!r}, a path outside the dataset", code="manifest-path")
+    if len(set(paths)) != len(paths):
+        raise CorruptDataError("the manifest names a file twice", code="manifest-path")
+    of_tokenizer = manifest.tokenizer
+    folders = {file.path.rpartition("/")[0] for file in of_tokenizer.files} if of_tokenizer is not None else set()
+    if len(folders) > 1 or any(folder.partition("/")[0] != TOKENIZER_DIRECTORY for folder in folders):
+        raise CorruptDataError("the tokenizer's files are not together under tokenizer/", code="manifest-path")
 
 
 def is_safe_path(path: str) -> bool:
