@@ -2,7 +2,10 @@
 
 - `findings`: what a check reports.
 - `quick`: manifest, files, tails, indexes, schemas, tokenizer.
-- `deep`: every byte and every row.
+- `parts`: a shard, or some chunks of one; every byte and every row.
+- `repeated`: sequence ids that are there twice.
+- `deep`: what only the whole shows.
+- `workers`: how many processes do it.
 """
 
 from logitstore.checks.findings import Finding

@@ -64,7 +64,8 @@ CODES: Final[dict[str, str]] = {
 }
 """Every code that a finding can have, and what it means. Codes do not change from release to release."""
 
-_MOST: Final = 1000  # findings of one code that are listed; a terabyte of bad rows must fit in memory too
+LISTED: Final = 1000
+"""Findings of one code that are listed: those of a terabyte of bad rows must fit in memory too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,19 @@ class Finding:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The findings of a part, to be sent and joined.
+
+    Attributes:
+        listed: at most `LISTED` of each code and severity.
+        times: how often each was found in all.
+    """
+
+    listed: tuple[Finding, ...] = ()
+    times: tuple[tuple[tuple[str, Severity], int], ...] = ()
+
+
 class Findings:
     """A list of findings that stays bounded."""
 
@@ -110,7 +124,7 @@ class Findings:
     ) -> None:
         """Report a problem."""
         self._times[code, severity] += 1
-        if self._times[code, severity] <= _MOST:
+        if self._times[code, severity] <= LISTED:
             self._list.append(Finding(code, severity, shard, chunk, row, position, message))
 
     def add_corrupt(
@@ -127,11 +141,30 @@ class Findings:
             row=row,
         )
 
+    def add_unlisted(self, code: str, severity: Severity, times: int) -> None:
+        """Count findings that are not listed."""
+        self._times[code, severity] += times
+
+    def join(self, found: Found) -> None:
+        """Take up the findings of the part that follows."""
+        before = self._times.copy()
+        for finding in found.listed:
+            self._times[finding.code, finding.severity] += 1
+            if self._times[finding.code, finding.severity] <= LISTED:
+                self._list.append(finding)
+        for kind, times in found.times:
+            self._times[kind] = before[kind] + times
+
+    def found(self) -> Found:
+        """What was found so far, to be joined."""
+        return Found(tuple(self._list), tuple(self._times.items()))
+
     def done(self) -> list[Finding]:
         """The findings, and one more for each code of which some were not listed."""
+        listed = Counter((finding.code, finding.severity) for finding in self._list)
         for (code, severity), times in self._times.items():
-            if times > _MOST:
-                message = f"{times - _MOST} more findings of this kind are not listed"
+            if more := times - listed[code, severity]:
+                message = f"{more} more findings of this kind are not listed"
                 self._list.append(Finding(code, severity, None, None, None, None, message))
         self._times.clear()
         return list(self._list)
