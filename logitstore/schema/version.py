@@ -13,6 +13,8 @@ from logitstore.errors import CorruptDataError, UnsupportedVersionError
 FORMAT_NAME: Final = "logitstore"
 
 
+_SHOWN: Final = 100
+
 _VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")
 
 
@@ -67,6 +69,7 @@ class _Preamble(msgspec.Struct, frozen=True):
     format: str
     version: str
     features: Features = Features()
+    written_by: str = ""  # of manifests
 
 
 def check_readable(data: bytes) -> None:
@@ -83,17 +86,22 @@ def check_readable(data: bytes) -> None:
         raise CorruptDataError(f"not the JSON of a {FORMAT_NAME} file: {error}", code="json") from error
     if preamble.format != FORMAT_NAME:
         raise CorruptDataError(f"format is {preamble.format!r}, not {FORMAT_NAME!r}", code="json")
-    check_version(FormatVersion.parse(preamble.version))
+    writer = preamble.written_by[:_SHOWN]
+    check_version(FormatVersion.parse(preamble.version), writer)
     unknown = sorted(set(preamble.features.required) - KNOWN_FEATURES)
     if unknown:
         raise UnsupportedVersionError(
             f"this needs the feature {unknown[0]!r} (format version {preamble.version}), which this release of "
-            f"logitstore does not know; install one that reads format version {preamble.version}"
+            f"logitstore does not know; {_advice(writer)}"
         )
 
 
-def check_version(version: FormatVersion) -> None:
+def check_version(version: FormatVersion, writer: str = "") -> None:
     """Refuse a version that this release does not read.
+
+    Args:
+        version: of the file.
+        writer: the program that wrote it, and its version, where the file says that.
 
     Raises:
         CorruptDataError: there is no such version.
@@ -104,5 +112,9 @@ def check_version(version: FormatVersion) -> None:
     if not version.is_readable():
         raise UnsupportedVersionError(
             f"format version {version}, but this release of logitstore reads up to {FORMAT_VERSION.major}.x; "
-            f"install logitstore {version.major}.{version.minor} or later"
+            f"{_advice(writer)}"
         )
+
+
+def _advice(writer: str) -> str:
+    return f"install the release that wrote it ({writer}), or a later one" if writer else "install a later release"
