@@ -121,8 +121,8 @@ def test_a_power_cut_while_a_dataset_is_replaced_leaves_the_old_or_the_new_one(t
         if (left / "parts" / "train-00000-of-00001" / "journal").exists() and len(ids) == 5:
             try:
                 write(left, resume=True)
-            except logitstore.InvalidInputError as error:
-                assert "finished" in str(error)  # nothing of the journal was synced: the old dataset is what is there
+            except logitstore.DatasetExistsError as error:
+                assert "begin it anew" in str(error)  # nothing of the journal was synced
             else:
                 assert content(left) == new
         shutil.rmtree(left)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from logitstore.dataset.commit import (
 )
 from logitstore.dataset.ids import IdSet
 from logitstore.dataset.input import Candidates
+from logitstore.dataset.origin import Origin, Sink
 from logitstore.dataset.parts import (
     LOCK_NAME,
     Journal,
@@ -48,37 +48,13 @@ from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInput
 from logitstore.io import LocalStore, MappedFile, make_directory, write_atomic
 from logitstore.io.lock import FileLock
 from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
-from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, Source, Teacher
-from logitstore.schema.journal import PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan, Sent
+from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo
+from logitstore.schema.journal import JOURNAL_NAME, PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan, Sent
 from logitstore.shard.chunk import StoredSequence, shard_schema
 from logitstore.shard.reader import Shard
 from logitstore.shard.writer import ChunkEntry, ShardWriter, WrittenShard
-from logitstore.tokenizer import Tokenizer
 
 _RESUME: Final = "go on with it (--resume, resume=True), or begin it anew (--overwrite, overwrite=True)"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where distributions come from; what is not known is None."""
-
-    teacher: Teacher | None = None
-    tokenizer: Tokenizer | None = None
-    source: Source | None = None
-    lineage: tuple[Source, ...] = ()
-
-
-class Sink(Protocol):
-    """Takes complete shards to another place while writing goes on; they are removed here when they have arrived."""
-
-    def take(self, path: Path, info: ShardInfo) -> None:
-        """Begin to take a shard away; returns at once."""
-
-    def arrived(self, *, wait: bool) -> Iterable[tuple[str, str]]:
-        """(path in the dataset, where it is now) of each shard that has arrived since; waits for all when told to."""
-
-    def close(self) -> None:
-        """Stop; what has not arrived stays here."""
 
 
 class PartWriter:
@@ -150,6 +126,11 @@ class PartWriter:
     def _begin(self, *, resume: bool) -> int:
         """Find what is there, and take it up; the number of the next shard."""
         old, state = existing_manifest(self._root), read_part(self._root, self.part)
+        if resume and old is not None and state is None and (self._directory / JOURNAL_NAME).exists():
+            raise DatasetExistsError(
+                f"{self._root}: the dataset was to be overwritten, and nothing of the new one is there; begin it anew "
+                f"(--overwrite)"
+            )
         if resume and old is not None and (state is None or is_published(state, old)):
             if state is not None:
                 clean(self._root, old, [state])

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from logitstore.dataset import input as checked
 from logitstore.dataset.logits import reduce_logits
-from logitstore.dataset.part import Origin, PartWriter, Sink
+from logitstore.dataset.origin import Origin, Sink
+from logitstore.dataset.part import PartWriter
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.usercolumns import UserColumns, own_values

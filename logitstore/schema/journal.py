@@ -215,7 +215,8 @@ def decode_line(data: bytes, *, first: bool) -> Line | None:
 def _decode(body: bytes, *, first: bool) -> Line:
     try:
         if first:
-            check_version(FormatVersion.parse(str(msgspec.json.decode(body, type=_Versioned).version)))
+            said = msgspec.json.decode(body, type=_Versioned)
+            check_version(FormatVersion.parse(said.version), said.written_by)
         line: Line = msgspec.json.decode(body, type=Line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDataError(f"this is no line of a journal: {error}", code="journal") from error
@@ -231,3 +232,4 @@ def _decode(body: bytes, *, first: bool) -> Line:
 
 class _Versioned(msgspec.Struct):
     version: str
+    written_by: str = ""

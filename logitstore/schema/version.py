@@ -86,13 +86,12 @@ def check_readable(data: bytes) -> None:
         raise CorruptDataError(f"not the JSON of a {FORMAT_NAME} file: {error}", code="json") from error
     if preamble.format != FORMAT_NAME:
         raise CorruptDataError(f"format is {preamble.format!r}, not {FORMAT_NAME!r}", code="json")
-    writer = preamble.written_by[:_SHOWN]
-    check_version(FormatVersion.parse(preamble.version), writer)
+    check_version(FormatVersion.parse(preamble.version), preamble.written_by)
     unknown = sorted(set(preamble.features.required) - KNOWN_FEATURES)
     if unknown:
         raise UnsupportedVersionError(
             f"this needs the feature {unknown[0]!r} (format version {preamble.version}), which this release of "
-            f"logitstore does not know; {_advice(writer)}"
+            f"logitstore does not know; {_advice(preamble.written_by)}"
         )
 
 
@@ -117,4 +116,6 @@ def check_version(version: FormatVersion, writer: str = "") -> None:
 
 
 def _advice(writer: str) -> str:
-    return f"install the release that wrote it ({writer}), or a later one" if writer else "install a later release"
+    if not writer:
+        return "install a later release"
+    return f"install the release that wrote it ({writer[:_SHOWN]}), or a later one"
