@@ -454,3 +454,18 @@ def test_a_small_tail_beside_several_large_candidates_is_kept(tmp_path):
     sequence = write_one(tmp_path / "d", [1, 2], [[1, 2, 3]] * 2, np.full((2, 3), third))
     exact = np.log1p(-3 * np.exp(np.float64(third)))
     assert np.abs(sequence.tail - exact).max() <= 1 / 64
+
+
+@pytest.mark.parametrize("settings", [{"teacher": "\ud800"}, {"source": logitstore.Source(files=("\udcff.jsonl",))}])
+def test_text_that_is_not_unicode_is_refused_before_a_week_of_work(tmp_path, settings):
+    with pytest.raises(logitstore.InvalidInputError, match="not valid Unicode"):
+        logitstore.Writer(tmp_path / "d", **settings)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_columns_name_that_is_not_unicode_is_refused(tmp_path):
+    with (
+        pytest.raises(logitstore.InvalidInputError, match="not valid Unicode; rename"),
+        logitstore.Writer(tmp_path / "d") as writer,
+    ):
+        writer.add([1], [[1]], [[-1.0]], **{"a\udcff": 1})

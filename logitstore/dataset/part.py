@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import pyarrow as pa
-from msgspec import structs
 
 from logitstore._version import __version__
 from logitstore.dataset.commit import (
@@ -113,6 +113,12 @@ class PartWriter:
         self._journal: Journal | None = None
         self._shard: ShardWriter | None = None
         self._failure: BaseException | None = None
+        try:
+            msgspec.json.encode(self.plan(0))
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"teacher, source or lineage hold text that is not valid Unicode: {error}"
+            ) from error
         if root.exists() and not root.is_dir():
             raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
         self._made_root = not root.exists()
@@ -343,7 +349,7 @@ class PartWriter:
             tokenizer = self.origin.tokenizer
             info = None if tokenizer is None else stage_tokenizer(self._root, tokenizer)
             self._journal = Journal(self._directory)
-            self._journal.write(structs.replace(self.plan(self._next), tokenizer=info))
+            self._journal.write(msgspec.structs.replace(self.plan(self._next), tokenizer=info))
             self._journal.sync()
         return self._journal
 

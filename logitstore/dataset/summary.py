@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -119,8 +120,8 @@ class Summary:
             encodings=dict(sums.encodings),
             columns=dict(sums.columns),
             highest_id=sums.highest_id,
-            max_error=sums.max_error,
-            kl_sum=sums.kl_sum,
+            max_error=math.nan if sums.max_error is None else sums.max_error,
+            kl_sum=math.nan if sums.kl_sum is None else sums.kl_sum,
             kl_positions=sums.kl_positions,
             alignment=Alignment(np.array(sums.hits, np.int64), sums.scored),
         )

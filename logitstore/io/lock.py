@@ -39,6 +39,10 @@ class FileLock:
     def __exit__(self, *_exc: object) -> None:
         self.release()
 
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.forget()
+
     def release(self) -> None:
         """Let others in; does nothing the second time."""
         if self._descriptor is not None:

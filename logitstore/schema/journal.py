@@ -136,7 +136,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="shard-opened", tag_
 
 
 class Sums(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part holds up to a chunk, and what rounding cost; see `logitstore.dataset.summary.Summary`."""
+    """What a part holds up to a chunk, and what rounding cost; see `logitstore.dataset.summary.Summary`.
+
+    A float that is not finite is null, as JSON has it.
+    """
 
     sequences: Count
     positions: Count
@@ -144,8 +147,8 @@ class Sums(msgspec.Struct, frozen=True, kw_only=True):
     encodings: dict[str, Count]
     columns: dict[str, Count]
     highest_id: int
-    max_error: float
-    kl_sum: float
+    max_error: float | None
+    kl_sum: float | None
     kl_positions: Count
     hits: tuple[Count, ...]
     scored: Count
