@@ -5,7 +5,7 @@ TEST_WHEELS := $(shell sed -n '/^test = \[/,/^\]/s/^ *"\(.*\)".*/\1/p' pyproject
 LINT_WHEELS := $(shell sed -n 's/^lint = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-oldest-hub lint format bench bench-convert bench-loader bench-memory bench-losses bench-hub bench-look \
+.PHONY: demo fuzz test test-slow test-oldest-hub lint format bench bench-convert bench-loader bench-memory bench-losses bench-hub bench-look \
 	distil pictures build clean
 
 .venv/installed: pyproject.toml
@@ -42,6 +42,9 @@ OLDEST_HUB := $(shell sed -n 's/^  "huggingface_hub>=\([0-9.]*\),.*/\1/p' pyproj
 test-oldest-hub: .venv-oldest-hub/installed  ## what has to do with the Hub, with the oldest client
 	.venv-oldest-hub/bin/python -m pytest -n $(WORKERS) -m "not slow" \
 		$(addprefix tests/test_,hub_server.py hub_roundtrip.py hub_push.py hub_errors.py remote.py)
+
+fuzz: .venv/tested  ## forged input for every reader, ten minutes each
+	$(BIN)/python tests/fuzz/run.py all --seconds 600 --seed $${SEED:-$$(date +%s)}
 
 lint: .venv/linted
 	$(BIN)/ruff check .

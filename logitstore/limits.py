@@ -14,6 +14,12 @@ SEQUENCE_CANDIDATES = 2**24
 SEQUENCE_POSITIONS = 2**24
 """The most positions of one sequence: likewise."""
 
+UNBACKED_VALUES = 2**20
+"""A sequence may have so many positions, and candidates, however few bytes its cells take."""
+
+VALUES_PER_BYTE = 256
+"""Above that, it has at most so many for each byte of its cells: 9 bytes of equal values could claim 2^24."""
+
 CHUNK_CANDIDATES = 2**19
 """A chunk closes at this many candidates, unless the writer is told another number."""
 
@@ -43,3 +49,21 @@ TAIL_STEPS = 32
 
 PROBABILITY_SLACK = 1e-4
 """How far the probabilities at one position may sum above 1, for rounding in the engine that made them."""
+
+
+def most_values(stored: int) -> int:
+    """The most positions, and the most candidates, that a sequence may have.
+
+    Args:
+        stored: bytes of its cells.
+    """
+    return max(UNBACKED_VALUES, VALUES_PER_BYTE * stored)
+
+
+def most_chunk_values(stored: int) -> int:
+    """The most positions, and the most candidates, that a chunk may have.
+
+    Args:
+        stored: bytes of its message. Sequences that may be stored fit: a chunk is closed before it has half of these.
+    """
+    return 2 * most_values(stored)

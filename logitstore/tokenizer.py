@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
+import stat
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field, fields
@@ -28,6 +29,12 @@ TOKENIZER_FILE, PARTIAL_FILE = "tokenizer.json", "partial_vocabulary.json"
 CONFIG_FILE, SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_ID = 2**31 - 1
+MAX_FILE = 2**28
+"""The largest file that is read; those of models are some 35 MB at most."""
+
+MAX_TOKEN = 2**16
+"""The most characters of a token of a model's vocabulary."""
+
 _FILES = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_FILE, TEMPLATE_FILE)
 _ROLES = ("bos", "eos", "pad", "unk")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
@@ -85,6 +92,10 @@ class _Config(msgspec.Struct):
 def _read(path: Path) -> bytes | None:
     """The bytes of a file, or None where there is none."""
     try:
+        status = path.stat()
+        # A device may never end, and to open a pipe waits for whoever writes.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            raise InvalidInputError(f"{path}: no regular file of at most {MAX_FILE} bytes; give the model's own file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -147,6 +158,9 @@ def _speller(file: _File, path: Path) -> Callable[[str], bytes]:
         if byte_fallback and len(piece) == 6 and (match := byte(piece)):
             return bytes.fromhex(match[1])
         for old, new in replacements:
+            # One step may double what the one before it made, and so on.
+            if len(piece) + piece.count(old) * len(new) > MAX_TOKEN:
+                raise InvalidInputError(f"{path}: its decoder makes a token of over {MAX_TOKEN} characters; {_AGAIN}")
             piece = piece.replace(old, new)
         if prefix is not None:
             piece = piece[len(prefix) :] if piece.startswith(prefix) else " " + piece

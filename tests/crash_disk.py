@@ -122,8 +122,8 @@ class Disk:
             _apply(names, step)
         target.mkdir()
         for path, inode in sorted(names.items()):
-            if _folder(path) not in names and _folder(path):
-                continue  # in a directory that is not there
+            if not (target / path).parent.is_dir():
+                continue  # the directory is not there
             if inode in self.written:
                 (target / path).write_bytes(self._bytes(inode, random))
             elif not (target / path).exists():

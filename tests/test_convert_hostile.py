@@ -3,6 +3,7 @@
 import gzip
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import zstandard
@@ -80,6 +81,75 @@ def test_an_empty_input_is_refused(tmp_path, name):
         path.write_bytes(b"")
         with pytest.raises(logitstore.LogitStoreError):
             convert([path], tmp_path / "out", importer=name, **OPTIONS.get(name, {}))
+
+
+def npz(folder, **members):
+    path = folder / "in.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def npy(header, data=b""):
+    """An array file with any header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+HEADERS = {
+    "no Python": b"{'descr': (",
+    "a NUL": b"{'descr': '<i4', \x00 ",
+    "no printing": b"{'descr': \x89",
+    "nested": b"(" * 9000,
+    "a shape of 2^60": b"{'descr': '<i4', 'fortran_order': False, 'shape': (%d, 4), }" % (2**60),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", ["arrays", "exllama"])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_of_arrays_that_are_no_python_are_refused(tmp_path, name, kind):
+    bad = npy(HEADERS[kind])
+    for arrays in ({"tokens": bad, "lengths": bad, "ids": bad, "logprobs": bad}, {"token_ids": bad, "logits": bad}):
+        with pytest.raises(logitstore.LogitStoreError):
+            convert([npz(tmp_path, **arrays)], tmp_path / "out", importer=name)
+        with pytest.raises(logitstore.LogitStoreError):
+            convert([npz(tmp_path, **arrays)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["arrays", "exllama"])
+def test_a_zip_of_a_later_version_is_refused(tmp_path, name):
+    path = npz(tmp_path, tokens=b"", logits=b"", token_ids=b"")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 250  # the version that is needed to extract
+    path.write_bytes(bytes(data))
+    for importer in (name, None):
+        with pytest.raises(logitstore.LogitStoreError):
+            convert([path], tmp_path / "out", importer=importer)
+
+
+def test_a_setting_that_is_cut_off_is_refused(tmp_path):
+    scalar = npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (), }", b"\0" * 7)
+    one = npy(b"{'descr': '<i4', 'fortran_order': False, 'shape': (1,), }", b"\1\0\0\0")
+    with pytest.raises(logitstore.SourceError):
+        path = npz(tmp_path, tokens=one, lengths=one, ids=one, logprobs=one, temperature=scalar)
+        convert([path], tmp_path / "out", importer="arrays")
+
+
+def test_tensors_without_dimensions_are_refused(tmp_path):
+    entry = '{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
+    header = (f'{{"token_ids":{entry},"top_k_probs":{entry},"logits":{entry}}}').encode()
+    path = tmp_path / "in.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(logitstore.LogitStoreError):
+        convert([path], tmp_path / "out", importer="exllama")
+
+
+def test_a_temperature_beyond_floats_is_none(tmp_path):
+    from logitstore.convert.trl import _temperature
+
+    assert _temperature({"temperature": 10**400}) is None
+    assert _temperature({"temperature": 2}) == 2.0
 
 
 BOMBS = {

@@ -193,7 +193,7 @@ def test_versions_and_features_from_the_future_are_named(tmp_path, victim):
     info = logitstore.open(victim).info
     body = json.loads(module.serialise_manifest(info))
     for change, says in (
-        ({"version": "2.0"}, r"format version 2\.0.*install logitstore 2\.0 or later"),
+        ({"version": "2.0"}, r"format version 2\.0.*install the release that wrote it"),
         ({"features": {"required": ["sorting"], "optional": []}}, "the feature 'sorting'"),
     ):
         import hashlib

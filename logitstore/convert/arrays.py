@@ -12,9 +12,7 @@ import itertools
 import json
 import math
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 
 from logitstore.convert.base import Import, Importer, Item, Options, Ready, Record, Tally
 from logitstore.convert.rows import within_one
-from logitstore.convert.source import Input
+from logitstore.convert.source import BROKEN_ARCHIVE, Input
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.io import MappedFile
 from logitstore.limits import SEQUENCE_POSITIONS
@@ -38,9 +36,6 @@ _SETTINGS: Final = ("normalised", "temperature")
 _KNOWN: Final = frozenset(("tokens", "lengths", "ids", "logprobs", "logits", "count", *POSITIONAL, *_SETTINGS))
 _BLOCK: Final = 2**16  # lengths that are read at once
 _OF_LOGITS: Final = frozenset(("ids", "logprobs", "count", *POSITIONAL)) - {"entropy", "loss_mask"}
-_DAMAGES: Final = (
-    zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, OverflowError, struct.error,
-)  # fmt: skip
 _HEADER_LIMIT: Final = 100_000_000  # safetensors' own
 _TYPES: Final = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -74,7 +69,7 @@ def _recognises(source: Input) -> bool:
         if head[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(source.path) as archive:
                 return {"tokens.npy", "lengths.npy"} <= set(archive.namelist())
-    except (LogitStoreError, *_DAMAGES):
+    except (LogitStoreError, *BROKEN_ARCHIVE):
         return False
     named = all(re.search(rb'"%s"\s*:\s*\{' % name, head) for name in (b"tokens", b"lengths"))
     return source.path.suffix == ".safetensors" and head[8:9] == b"{" and named
@@ -121,7 +116,10 @@ def _settings(source: Input, arrays: dict[str, _Array]) -> dict[str, Any]:
         if name not in arrays:
             continue
         array = arrays[name]
-        value = array.take(1).reshape(-1)[0].item() if array.shape == () else None
+        try:
+            value = array.take(1).reshape(-1)[0].item() if array.shape == () else None
+        except BROKEN_ARCHIVE as error:
+            raise SourceError(f"{source.name}: the array {name!r} is damaged or cut off ({error})") from error
         if name == "normalised" and value not in ("vocabulary", "candidates"):
             raise SourceError(f"{source.name}: normalised is {value!r}; it is 'vocabulary' or 'candidates'")
         if name == "temperature" and not (isinstance(value, float) and 0 < value <= 1e6):
@@ -171,7 +169,7 @@ def _sequences(source: Input, arrays: dict[str, _Array], done: list[int]) -> Ite
         array = arrays[name]
         try:
             values = array.take(rows)
-        except _DAMAGES as error:
+        except BROKEN_ARCHIVE as error:
             raise SourceError(f"{source.name}: the array {name!r} is damaged or cut off ({error})") from error
         done[0] += values.nbytes
         if array.bfloat16 and name != "logits":
@@ -226,7 +224,7 @@ def _open(source: Input) -> dict[str, _Array]:
         raise SourceError("arrays cannot be read from standard input: name the file")
     try:
         return _open_safetensors(source) if source.path.suffix == ".safetensors" else _open_npz(source)
-    except (*_DAMAGES, KeyError, TypeError, AttributeError) as error:
+    except BROKEN_ARCHIVE as error:
         raise SourceError(f"{source.name}: not a whole npz or safetensors file ({error})") from error
 
 

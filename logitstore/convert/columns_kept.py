@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from logitstore.convert.base import Import
-from logitstore.shard.chunk import plain as without_dictionaries
+from logitstore.shard.usertypes import plain as without_dictionaries
 
 _PEEKED: Final = 8  # pieces of JSON lines, by whose values the users' columns get their types
 _ROW: Final = msgspec.json.Decoder(dict[str, Any])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from logitstore.convert.dense_logits import rows_of_dense
 from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
 from logitstore.convert.rows import Rows, of_probabilities, spread, with_target
 from logitstore.convert.safetensors_file import Mapped, open_safetensors, tensor_shapes
-from logitstore.convert.source import Input
+from logitstore.convert.source import BROKEN_ARCHIVE, Input
 from logitstore.convert.token_files import Sample, TokenFile, needed
 from logitstore.dataset.writer import DEFAULT_LOGITS_TOP_K, Writer
 from logitstore.encoding import ragged
@@ -310,7 +309,7 @@ def _names(source: Input) -> dict[str, int] | None:
             return None
         with zipfile.ZipFile(source.path) as archive:
             return {name.removesuffix(".npy"): 0 for name in archive.namelist() if name.endswith(".npy")}
-    except (LogitStoreError, OSError, zipfile.BadZipFile, ValueError):
+    except (LogitStoreError, *BROKEN_ARCHIVE):
         return None
 
 
@@ -386,7 +385,7 @@ def _open_npz(source: Input) -> dict[str, Mapped]:
             raise SourceError(f"{source.name} has {size} bytes of arrays, too many for memory; save safetensors")
         with np.load(source.path, allow_pickle=False) as arrays:
             return {name: Mapped(np.asarray(arrays[name])) for name in arrays.files if name in _ARRAYS}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+    except BROKEN_ARCHIVE as error:
         if isinstance(error, LogitStoreError):
             raise
         raise SourceError(f"{source.name}: not a whole npz ({error}); fetch the file again") from error
@@ -396,7 +395,7 @@ def _results(inputs: list[Input], done: list[int]) -> Iterator[Sample]:
     for number, source in enumerate(inputs):
         arrays = _open(source)
         # bfloat16 logits stay bit patterns, which is how they are reduced.
-        data = {n: a.values if n == "logits" else a.floats(np.s_[:]) for n, a in arrays.items()}
+        data = {n: a.values if n == "logits" else a.floats(np.s_[...]) for n, a in arrays.items()}
         if "logits" in arrays and data["logits"].dtype.kind == "u" and not arrays["logits"].bfloat16:
             raise SourceError(f"{source.name}: logits are {data['logits'].dtype}; floats are needed")
         yield Sample(source.name, number, data)

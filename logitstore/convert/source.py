@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import glob
 import io
+import lzma
 import re
+import struct
 import sys
+import tokenize
+import zipfile
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
@@ -22,6 +26,12 @@ HEAD_BYTES: Final = 64 * 2**10
 
 LINE_LIMIT: Final = 2**28
 """The longest line of a text input in bytes: 30,000 positions of 128 candidates, as the wordiest server writes them."""
+
+BROKEN_ARCHIVE: Final = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, KeyError, TypeError,
+    IndexError, AttributeError, OverflowError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
+"""What `zipfile` and numpy raise for an archive of arrays that is damaged or forged: numpy parses headers as Python."""
 
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC: Final = b"\x1f\x8b\x08"

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from logitstore.convert.base import Options, Record, Tally
 from logitstore.convert.beside import TOKEN_COLUMNS, needed_tokens, rows_beside
 from logitstore.convert.safetensors_file import open_safetensors
-from logitstore.convert.source import Input, natural
+from logitstore.convert.source import BROKEN_ARCHIVE, Input, natural
 from logitstore.errors import InvalidInputError, LogitStoreError, SourceError
 
 _ZIP: Final = b"PK\x03\x04"
 _NPY: Final = b"\x93NUMPY"
 _BLOCK_BYTES: Final = 2**22
-_ERRORS: Final = (zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def _samples(source: Input) -> Iterator[NDArray[np.int64]]:
             yield from _of_tensors(source)
         else:
             yield from rows_beside(source.path, needed_tokens, TOKEN_COLUMNS)
-    except _ERRORS as error:
+    except BROKEN_ARCHIVE as error:
         if isinstance(error, LogitStoreError):
             raise
         raise SourceError(f"{source.name}: cannot be read as tokens ({error}); write the file again") from error

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from logitstore.convert.source import BROKEN_ARCHIVE
 from logitstore.encoding.ordinals import bfloat16_to_float32
 from logitstore.errors import SourceError
 
@@ -29,10 +30,6 @@ _STORAGES: Final = {
     "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
 }  # fmt: skip
 _MARK: Final = object()
-_ERRORS: Final = (
-    zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, OSError,
-    NotImplementedError, RuntimeError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Tensor:
         """
         try:
             values = self._strided(_stored(self.archive, self.member))
-        except _ERRORS as error:
+        except BROKEN_ARCHIVE as error:
             raise SourceError(f"the tensor in {self.member} cannot be read ({error})") from error
         return bfloat16_to_float32(values) if self.dtype == "bfloat16" else values
 
@@ -100,7 +97,7 @@ def read_torch(file: BinaryIO) -> Any:
         if archive.getinfo(name).file_size > _PICKLE_LIMIT:
             raise ValueError("its data.pkl is too large")
         return _Walk(archive, root).of(_stored(archive, name))
-    except _ERRORS as error:
+    except BROKEN_ARCHIVE as error:
         raise SourceError(f"no file of torch.save with plain tensors ({error})") from error
 
 

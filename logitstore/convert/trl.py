@@ -13,6 +13,7 @@ object, or come with `--prompts`, the requests one a line. Where no prompt is kn
 from __future__ import annotations
 
 import binascii
+import sys
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ def _read(inputs: list[Input], options: Options) -> Import:
 def _temperature(request: Mapping[str, Any]) -> float | None:
     """The temperature that a request asked for; None where it says nothing of one."""
     value = plain(request.get("temperature"))
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
         return float(value)
     return None
 

@@ -181,6 +181,11 @@ class Dataset:
         Raises:
             CorruptDataError: a chunk's bytes are not what was written.
         """
+        # Before `list` takes memory for as many sequences as the manifest says.
+        self._shards.check_numbers(self._rows)
+        return self._sequences()
+
+    def _sequences(self) -> Iterator[Sequence]:
         for number, chunk, places in self._shards.in_order(self._runs(), self._rows):
             yield from self._decode(number, chunk, places)
 
@@ -321,11 +326,13 @@ class Dataset:
             CorruptDataError: a chunk's bytes are not what was written.
         """
         rows = self._ascending
-        lengths = np.empty(len(rows), np.uint32)
+        # Joined from what was read: the manifest's own number of them may be forged.
+        parts = [np.empty(0, np.uint32)]
         for number, chunk, (start, places) in self._shards.in_order(self._chunks_within(rows), rows):
-            of_chunk = self._shards.chunk(number, chunk).lengths
             here = rows[places]
-            lengths[places] = of_chunk[np.arange(here.start, here.stop, here.step) - start]
+            of_chunk = self._shards.chunk(number, chunk).lengths
+            parts.append(of_chunk[np.arange(here.start, here.stop, here.step) - start])
+        lengths = np.concatenate(parts)
         return lengths if self._rows.step > 0 else lengths[::-1]
 
     @property
@@ -387,13 +394,25 @@ class Dataset:
 
     def _decode(self, number: int, chunk: int, places: list[int]) -> Iterator[Sequence]:
         read = self._shards.chunk(number, chunk)
+        left = int(self._shards[number].index["candidates"][chunk])
         try:
             for place in places:
-                yield read.sequence(place, self._columns, encoded=self._decoding == "device")
+                sequence = read.sequence(place, self._columns, encoded=self._decoding == "device")
+                left = _without(left, sequence)
+                yield sequence
         except CorruptDataError as error:
             shard = self._shards[number]
             offset = int(shard.index["offset"][chunk])
             raise error.at(path=shard.path, chunk=chunk, offset=offset) from error
+
+
+def _without(left: int, sequence: Sequence) -> int:
+    """How many candidates of a chunk are left after a sequence of it."""
+    offsets = vars(sequence).get("offsets")
+    left -= 0 if offsets is None else int(offsets[-1])
+    if left < 0:
+        raise CorruptDataError("the chunk has more candidates than the index says", code="chunk-counts")
+    return left
 
 
 def _within(rows: range, start: int, end: int) -> slice:

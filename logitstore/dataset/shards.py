@@ -37,6 +37,9 @@ AHEAD_CHUNKS: Final = 512
 AHEAD_SHARDS: Final = 16
 AHEAD_FIRST: Final = 2**20
 
+SURPRISING: Final = 2**20
+"""Shards of more sequences are rare, and are opened before memory is taken for as many."""
+
 GROUP_BYTES: Final = 4 * 2**20
 """Chunks that follow one another are fetched together up to this size."""
 
@@ -150,6 +153,20 @@ class Shards:
                 shard = open_shard(self.store, self.infos[number], self.manifest)
             self._keep(number, shard)
         return shard
+
+    def check_numbers(self, rows: range) -> None:
+        """Refuse a manifest whose shards have not as many sequences as it says, where it says that many.
+
+        Args:
+            rows: of the dataset; shards without any of them are not opened.
+
+        Raises:
+            CorruptDataError: a shard is missing, damaged, or not the one that the manifest names.
+        """
+        if len(rows) > SURPRISING:
+            for number in self._touched(rows):
+                if self.infos[number].sequences > SURPRISING:
+                    self[number]
 
     def _keep(self, number: int, shard: Shard) -> None:
         # Single dictionary operations: threads may open a shard twice, which harms nothing.

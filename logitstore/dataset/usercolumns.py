@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore.errors import InvalidInputError
-from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence, plain
+from logitstore.shard.chunk import RESERVED_NAMES, StoredSequence
 from logitstore.shard.scalars import as_py
+from logitstore.shard.usertypes import can_be_stored, plain
 
 _TEXT, _INTEGER, _FLOAT, _TRUTH = pa.utf8(), pa.int64(), pa.float64(), pa.bool_()
 _DECLARE: Final = "the type is that of the first chunk, unless declared with Writer(columns=pyarrow.schema(...))"
@@ -24,7 +25,7 @@ class UserColumns:
         declared: names and types; None takes them from the first chunk.
 
     Raises:
-        InvalidInputError: a name that the format uses itself.
+        InvalidInputError: a name that the format uses itself, or a type that cannot be stored.
     """
 
     def __init__(self, declared: pa.Schema | None) -> None:
@@ -32,7 +33,7 @@ class UserColumns:
         if declared is not None:
             for name in declared.names:
                 _check_name(name)
-            self._types = {field.name: plain(field.type) for field in declared}
+            self._types = {field.name: _stored_type(field.name, field.type) for field in declared}
 
     def check(self, columns: dict[str, Any]) -> int:
         """Check the values of one sequence; about how many bytes they take.
@@ -107,19 +108,31 @@ def own_values(columns: dict[str, Any]) -> dict[str, Any]:
 def _check_name(name: str) -> None:
     if name in RESERVED_NAMES or not name:
         raise InvalidInputError(f"a column cannot be called {name!r}: the format uses this name; rename it")
+    if not _is_unicode(name):
+        raise InvalidInputError(f"a column cannot be called {name!r}: this is not valid Unicode; rename it")
 
 
 def _infer(name: str, sequences: list[StoredSequence]) -> pa.DataType:
     values = [sequence.columns.get(name) for sequence in sequences]
     try:
-        kind = plain(pa.array(_plain_values(values)).type)
+        kind = pa.array(_plain_values(values)).type
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidInputError(
             f"sequences {sequences[0].id!r} to {sequences[-1].id!r}: the values of the column {name!r} have no common "
             f"Arrow type ({error}); declare it with Writer(columns=pyarrow.schema(...))"
         ) from error
     # A column of nothing but None says nothing about what comes later; text holds most of it.
-    return pa.utf8() if pa.types.is_null(kind) else kind
+    return pa.utf8() if pa.types.is_null(kind) else _stored_type(name, kind)
+
+
+def _stored_type(name: str, kind: pa.DataType) -> pa.DataType:
+    stored = plain(kind)
+    if not can_be_stored(stored):
+        raise InvalidInputError(
+            f"the column {name!r} is of the type {kind}; unions, and extension types of dictionaries, views or runs, "
+            f"cannot be stored: give plain values"
+        )
+    return stored
 
 
 def _as_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:

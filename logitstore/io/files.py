@@ -44,7 +44,8 @@ class MappedFile:
         if regular_size(path) == 0:
             self._buffer = pa.py_buffer(b"")
         else:
-            with pa.memory_map(self.path) as file:
+            # As bytes: a name need not be UTF-8.
+            with pa.memory_map(os.fsencode(path)) as file:
                 self._buffer = file.read_buffer()  # keeps the mapping alive without the descriptor
         self.size = self._buffer.size
         self.opening = min(OPENING_BYTES, self.size)
@@ -121,7 +122,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Create or replace a file so that after a crash it is the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -136,6 +137,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 def partial_path(path: Path) -> Path:
     """The name of a file while it is written."""
     return path.with_name(path.name + ".partial")
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Nothing is written through a link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class GrowingFile:
@@ -153,7 +159,8 @@ class GrowingFile:
     def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
         try:
-            self._file = path.open("xb" if keep is None else "r+b", buffering=0)
+            mode = "xb" if keep is None else "r+b"
+            self._file = open(path, mode, buffering=0, opener=_no_link)  # noqa: SIM115
         except FileExistsError:
             raise DatasetExistsError(
                 f"{path} is there: another writer is at work, or one was stopped; wait for it, go on with it "

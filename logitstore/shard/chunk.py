@@ -31,10 +31,17 @@ from logitstore.encoding.values import (
     encode_values,
 )
 from logitstore.errors import CorruptDataError
-from logitstore.limits import ID_LIMIT, SEQUENCE_CANDIDATES, SEQUENCE_POSITIONS, TAIL_STEPS
+from logitstore.limits import (
+    ID_LIMIT,
+    SEQUENCE_CANDIDATES,
+    SEQUENCE_POSITIONS,
+    TAIL_STEPS,
+    UNBACKED_VALUES,
+)
 from logitstore.schema.header import HEADER_KEY, ChunkInfo, ShardHeader, parse_chunk_info
+from logitstore.shard import bounds
 from logitstore.shard.encoded import EncodedSequence, relative_codes, shifts, signed
-from logitstore.shard.scalars import as_py, numbers
+from logitstore.shard.scalars import as_python, numbers
 from logitstore.shard.sequence import Sequence
 
 _TABLE_LIMIT: Final = 2**20  # above this width, a table of ids takes more memory than a chunk
@@ -120,23 +127,6 @@ def decode_tail(steps: NDArray[np.uint16]) -> NDArray[np.float32]:
     return tail
 
 
-def plain(kind: pa.DataType) -> pa.DataType:  # noqa: PLR0911 - one line for each nested type
-    """The type without dictionaries: a stream's dictionaries would have to be read before any chunk."""
-    if pa.types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if pa.types.is_struct(kind):
-        return pa.struct([kind.field(i).with_type(plain(kind.field(i).type)) for i in range(kind.num_fields)])
-    if pa.types.is_map(kind):
-        return pa.map_(plain(kind.key_type), plain(kind.item_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(plain(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(plain(kind.value_type)), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(plain(kind.value_type)))
-    return kind
-
-
 def shard_schema(header: bytes, user_fields: list[pa.Field]) -> pa.Schema:
     """The Arrow schema of a shard, the header in its metadata."""
     return pa.schema([*FORMAT_FIELDS, *user_fields], metadata={HEADER_KEY: header})
@@ -152,6 +142,9 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
 
     Returns:
         The encapsulated message's bytes.
+
+    Raises:
+        InvalidInputError: readers would refuse it: too many values in too few bytes.
     """
     parts = [array for s in sequences for array in (s.ids, s.tokens)]
     ids = np.concatenate(parts, dtype=np.intp)
@@ -174,7 +167,11 @@ def encode_chunk(sequences: list[StoredSequence], schema: pa.Schema, user: list[
     sink = pa.FixedSizeBufferWriter(buffer)
     # Every writer begins with the schema message; only what follows it is the chunk.
     pa.ipc.new_stream(sink, schema).write_batch(batch, custom_metadata={HEADER_KEY: metadata})
-    return buffer.slice(prefix, sink.tell() - prefix)
+    message = buffer.slice(prefix, sink.tell() - prefix)
+    positions, candidates = sum(len(s.tokens) for s in sequences), sum(len(s.ids) for s in sequences)
+    what = f"{len(sequences)} sequences from {sequences[0].id!r} on"
+    bounds.check_message(what, positions, candidates, message.size, user)
+    return message
 
 
 def _encode_row(sequence: StoredSequence, ids: NDArray[np.uint32], tokens: NDArray[np.uint32]) -> dict[str, bytes]:
@@ -189,7 +186,9 @@ def _encode_row(sequence: StoredSequence, ids: NDArray[np.uint32], tokens: NDArr
         "gaps": gaps,
         **sequence.optional,
     }
-    return {name: encode_cell(cells[name]) if name in cells else b"" for name in _CELLS}
+    row = {name: encode_cell(cells[name]) if name in cells else b"" for name in _CELLS}
+    bounds.check_row(sequence.id, len(tokens), len(ids), row)
+    return row
 
 
 class Chunk:
@@ -272,8 +271,12 @@ class _Row:
         self.decoder = CellDecoder(chunk.header.pco)
         self.encoding = chunk.encoding(row)
         self.length = int(chunk.lengths[row])
-        if self.length > SEQUENCE_POSITIONS:
-            raise CorruptDataError(f"a sequence of {self.length} positions, over the limit", code="cell")
+        if self.length > UNBACKED_VALUES:
+            self.check_number(self.length, "positions", SEQUENCE_POSITIONS)
+
+    def check_number(self, n: int, what: str, limit: int) -> None:
+        """Refuse what so few bytes cannot stand for, before memory is taken on their word."""
+        bounds.check_number(n, what, limit, sum(len(self.bytes(name)) for name in _CELLS))
 
     def cell(self, name: str, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         return self.decoder.decode(self.bytes(name), n, dtype)
@@ -332,7 +335,7 @@ class _Row:
                 fields[name] = _DECODE_OPTIONAL[name](self.optional(name), self.length)
         names = self.chunk.user_names
         if user := [name for name in names if name in columns]:
-            fields["columns"] = {name: _as_python(self.chunk.batch.column(name)[self.row]) for name in user}
+            fields["columns"] = {name: as_python(self.chunk.batch.column(name)[self.row]) for name in user}
         elif not names:
             fields["columns"] = {}
         return fields
@@ -364,8 +367,8 @@ class _Row:
     def counts(self) -> dict[str, Any]:
         count = self.cell("count", self.length, _U32)
         offsets = ragged.offsets(count)
-        if int(offsets[-1]) > SEQUENCE_CANDIDATES:
-            raise CorruptDataError(f"a sequence of {int(offsets[-1])} candidates, over the limit", code="cell")
+        if (total := int(offsets[-1])) > UNBACKED_VALUES:
+            self.check_number(total, "candidates", SEQUENCE_CANDIDATES)
         return {"count": count, "offsets": offsets}
 
     def candidates(self, columns: frozenset[str]) -> dict[str, Any]:
@@ -418,16 +421,8 @@ class _Row:
 def _value_bytes(column: pa.Array) -> int:
     if not pa.types.is_binary(column.type):
         return int(column.nbytes)
-    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    ends = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, 4 * column.offset)
     return int(ends[-1]) - int(ends[0])
-
-
-def _as_python(value: pa.Scalar) -> Any:
-    """A user's value as Python has it; as Arrow has it where Python cannot: nanoseconds, dates beyond year 9999."""
-    try:
-        return as_py(value)
-    except (pa.ArrowException, ValueError, OverflowError, KeyError, TypeError):
-        return value
 
 
 def _decode_tails(steps: NDArray[Any] | None, length: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from logitstore.errors import CorruptDataError
-from logitstore.limits import MESSAGE_BYTES, SCHEMA_BYTES
+from logitstore.limits import MESSAGE_BYTES, SCHEMA_BYTES, UNBACKED_VALUES, most_chunk_values
 from logitstore.schema.version import FORMAT_VERSION, FormatVersion, check_version
 
 MAGIC: Final = b"\x89LOGITS\n"
@@ -190,6 +190,9 @@ def read_index(data: bytes, tail: Tail) -> NDArray[Any]:
             raise CorruptDataError(f"the index has a chunk of too many {field}", code="shard-index")
         if int(index[field].sum(dtype=np.uint64)) != getattr(tail, field):
             raise CorruptDataError(f"the index's {field} do not sum to the tail's", code="shard-index")
+    for entry in index[np.maximum(index["positions"], index["candidates"]) > UNBACKED_VALUES]:
+        if max(int(entry["positions"]), int(entry["candidates"])) > most_chunk_values(int(entry["length"])):
+            raise CorruptDataError("the index has a chunk of more values than its bytes can hold", code="shard-index")
     if len(index) and int(index["sequences"].min()) == 0:
         raise CorruptDataError("the index has a chunk without sequences", code="shard-index")
     return index

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from logitstore.errors import CorruptDataError, UnsupportedVersionError
 from logitstore.io import ByteSource
 from logitstore.io.source import Part
 from logitstore.schema.header import HEADER_KEY, ShardHeader, parse_header
-from logitstore.shard.chunk import FORMAT_FIELDS, RESERVED_NAMES, Chunk, plain, read_batch
+from logitstore.shard.chunk import FORMAT_FIELDS, RESERVED_NAMES, Chunk, read_batch
 from logitstore.shard.layout import (
     END_MARK,
     HASH_DTYPE,
@@ -27,8 +27,11 @@ from logitstore.shard.layout import (
     read_index,
     read_tail,
 )
-from logitstore.shard.message import check_message, own_metadata
+from logitstore.shard.message import check_message, check_schema, own_metadata
 from logitstore.shard.scalars import numbers
+from logitstore.shard.usertypes import FREE_VALUES_PER_BYTE, can_be_stored, free_values
+
+_SMALL_SCHEMA: Final = 4096  # whatever stands in so few bytes is at most some 100 MB when it is read
 
 
 class Shard:
@@ -77,10 +80,14 @@ class Shard:
     def _read_schema(self, message: pa.Buffer) -> tuple[pa.Schema, ShardHeader]:
         if digest(message) != self.tail.schema_digest:
             raise CorruptDataError("the schema message's bytes do not have its digest", code="shard-schema", offset=0)
+        if message.size > _SMALL_SCHEMA:
+            check_schema(message)
         try:
             schema = pa.ipc.read_schema(message)
             _check_schema(schema)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except CorruptDataError:
+            raise
+        except Exception as error:  # extension types that a program registered run code of their own
             raise CorruptDataError(f"the schema message is no Arrow schema: {error}", code="shard-schema") from error
         header = parse_header(schema.metadata[HEADER_KEY])
         if not can_decode(header.pco):
@@ -145,7 +152,7 @@ class Shard:
             if not verified:
                 # A digest does not stop a forger, and a forged message can crash Arrow when it is touched before this.
                 batch.validate(full=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise CorruptDataError(f"the chunk's message is no record batch: {error}", code="chunk-message") from error
         if not verified:
             _check_batch(batch, entry)
@@ -226,7 +233,7 @@ def _check_schema(schema: pa.Schema) -> None:
     if len(set(names)) != len(names):
         raise CorruptDataError("the schema names a column twice", code="shard-schema")
     for field in list(schema)[len(FORMAT_FIELDS) :]:
-        if field.name in RESERVED_NAMES or not field.name or field.type != plain(field.type):
+        if field.name in RESERVED_NAMES or not field.name or not can_be_stored(field.type):
             raise CorruptDataError(
                 f"the user's column {field.name!r} ({field.type}) has a name or type that it cannot have",
                 code="shard-schema",
@@ -234,6 +241,13 @@ def _check_schema(schema: pa.Schema) -> None:
 
 
 def _check_batch(batch: pa.RecordBatch, entry: Any) -> None:
+    size = int(entry["length"])
+    user = [batch.column(number) for number in range(len(FORMAT_FIELDS), batch.num_columns)]
+    if sum(column.nbytes for column in user) > size:
+        # Columns and their parts that share bytes, in a schema with many of them, would become gigabytes in Python.
+        raise CorruptDataError("the buffers of the users' columns overlap", code="chunk-message")
+    if sum(map(free_values, user)) > FREE_VALUES_PER_BYTE * size:
+        raise CorruptDataError("the users' columns have more values of no bytes than is allowed", code="chunk-message")
     if batch.num_rows != int(entry["sequences"]):
         raise CorruptDataError("the chunk has another number of sequences than the index says", code="chunk-counts")
     if any(batch.column(number).null_count for number in range(len(FORMAT_FIELDS))):

@@ -23,6 +23,14 @@ def as_py(value: pa.Scalar) -> Any:
     return (value if whole == value.type else value.cast(whole)).as_py()
 
 
+def as_python(value: pa.Scalar) -> Any:
+    """A user's value as Python has it; as Arrow has it where Python cannot: nanoseconds, dates beyond year 9999."""
+    try:
+        return as_py(value)
+    except (pa.ArrowException, ValueError, ArithmeticError, KeyError, TypeError, OSError):  # OSError: a time zone's
+        return value
+
+
 def numbers(column: pa.Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The values of a column of numbers without nulls, not copied. pyarrow's `to_numpy` would import pandas.
 

@@ -397,6 +397,17 @@ def manifest_dataset_digest_wrong(path: Path) -> None:
 
 
 @case
+def manifest_of_too_many_sequences(path: Path) -> None:
+    good(path)
+
+    def change(fields: Fields) -> None:
+        fields["shards"][0]["sequences"] = 2**50
+        sum_up(fields)
+
+    seal_manifest(path, change)
+
+
+@case
 def totals_highest_id_outside(path: Path) -> None:
     good(path)
     seal_manifest(path, lambda fields: fields["totals"].update(highest_id=1000))
@@ -730,6 +741,16 @@ def header_pcodec_no_version(path: Path) -> None:
 
 
 @case
+def schema_column_of_list_views(path: Path) -> None:
+    """Views may overlap, and each level of them multiplies what the one below it holds."""
+    good(path, {"note": [1, 2]})
+    forgery = Forgery(path)
+    kind = pa.list_view(pa.int64())
+    forgery.schema = forgery.schema.set(14, pa.field("note", kind))
+    forgery.seal(change_manifest=lambda fields: fields.update(user_columns={"note": str(kind)}))
+
+
+@case
 def user_columns_of_another_type(path: Path) -> None:
     good(path, {"note": "n"})
     seal_manifest(path, lambda fields: fields.update(user_columns={"note": "int64"}))
@@ -824,6 +845,29 @@ def chunk_candidates_wrong(path: Path) -> None:
 
 
 @case
+def chunk_candidates_more(path: Path) -> None:
+    good(path)
+    Forgery(path).seal(counts=[(3, 15, 59)])
+
+
+@case
+def chunk_values_of_no_bytes(path: Path) -> None:
+    """A list of 2^31 - 1 nulls in a few bytes."""
+    good(path, {"note": [1]})
+    forgery = Forgery(path)
+    kind = pa.list_(pa.null())
+    offsets = pa.py_buffer(np.array([0, 2**31 - 1, 2**31 - 1, 2**31 - 1], np.int32))
+    nulls = pa.Array.from_buffers(kind, 3, [None, offsets], children=[pa.nulls(2**31 - 1)])
+    forgery.schema = forgery.schema.set(14, pa.field("note", kind))
+    batch = pa.RecordBatch.from_pylist([row | {"note": None} for row in forgery.rows], schema=forgery.schema)
+    metadata = {KEY: json.dumps(forgery.metadata[0]).encode()}
+    forgery.seal(
+        messages=[serialise(batch.set_column(14, "note", nulls), metadata)],
+        change_manifest=lambda fields: fields.update(user_columns={"note": str(kind)}),
+    )
+
+
+@case
 def order_id_twice(path: Path) -> None:
     good_with_order(path, lambda order: order.__setitem__(1, order[0]))
 
@@ -877,6 +921,34 @@ def sequence_longer_than_its_cells(path: Path) -> None:
     good(path)
     forgery = Forgery(path)
     forgery.rows[0]["length"] = 2**24
+    forgery.seal()
+
+
+@case
+def sequence_of_too_few_bytes(path: Path) -> None:
+    """Equal values take 9 bytes, however many they are."""
+    good(path)
+    forgery = Forgery(path)
+    n = 2**20 + 1
+    forgery.rows[0].update(length=n, tail=b"", ids=b"", top=b"", gaps=b"")
+    forgery.put("tokens", U32, np.zeros(n))
+    forgery.put("count", U32, np.zeros(n))
+    forgery.candidates = [40]
+    forgery.seal()
+
+
+@case
+def candidates_of_too_few_bytes(path: Path) -> None:
+    good(path)
+    forgery = Forgery(path)
+    n = 2**20 + 1
+    forgery.rows[0].update(length=1, tail=b"")
+    forgery.put("tokens", U32, [0])
+    forgery.put("count", U32, [n])
+    forgery.put("ids", U32, np.zeros(n))
+    forgery.put("top", F32, [-9.0])
+    forgery.put("gaps", U16, np.zeros(n - 1))
+    forgery.candidates = [n + 40]
     forgery.seal()
 
 
