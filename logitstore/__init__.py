@@ -13,7 +13,10 @@ for sequence in logitstore.open("out"):
 from logitstore._version import __version__
 from logitstore.checks import Finding, is_valid, validate
 from logitstore.dataset.commit import commit
+from logitstore.dataset.divide import select, split
+from logitstore.dataset.join import append, merge
 from logitstore.dataset.reader import Dataset, open  # noqa: A004 - as zarr and tarfile name it
+from logitstore.dataset.repack import repack
 from logitstore.dataset.status import status
 from logitstore.dataset.writer import Writer
 from logitstore.errors import (
@@ -66,9 +69,14 @@ __all__ = [
     "UnsupportedVersionError",
     "Writer",
     "__version__",
+    "append",
     "commit",
     "is_valid",
+    "merge",
     "open",
+    "repack",
+    "select",
+    "split",
     "status",
     "validate",
 ]

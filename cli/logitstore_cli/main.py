@@ -13,6 +13,7 @@ from logitstore_cli.output import note, warn_on_stderr
 from logitstore_cli.types import SIZE_NOTE
 
 COMMANDS = {
+    "append": "logitstore_cli.append",
     "commit": "logitstore_cli.commit",
     "compare": "logitstore_cli.compare",
     "completion": "logitstore_cli.completion",
@@ -21,9 +22,13 @@ COMMANDS = {
     "export": "logitstore_cli.export",
     "head": "logitstore_cli.head",
     "info": "logitstore_cli.info",
+    "merge": "logitstore_cli.merge",
     "pull": "logitstore_cli.pull",
     "push": "logitstore_cli.push",
+    "repack": "logitstore_cli.repack",
+    "select": "logitstore_cli.select",
     "show": "logitstore_cli.show",
+    "split": "logitstore_cli.split",
     "stats": "logitstore_cli.stats",
     "status": "logitstore_cli.status",
     "validate": "logitstore_cli.validate",

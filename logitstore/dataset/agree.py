@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from logitstore.encoding.values import Encoding
 from logitstore.errors import InvalidInputError
 from logitstore.schema import Manifest, Sampling, Source, Teacher, TokenizerInfo
@@ -159,14 +161,12 @@ def _joined_sources(many: Sequence[Described]) -> tuple[Source | None, tuple[Sou
     """One source with the files of all, where they are of one kind; else none, and all of them as lineage."""
     sources = _unique(each.source for each in many)
     lineage = _unique(source for each in many for source in each.lineage)
-    kinds = {(source.format, source.name, source.revision) for source in sources}
-    if len(sources) <= 1:
-        return (sources[0] if sources else None), lineage
-    if len(kinds) == 1:
-        (kind,) = kinds
-        files = tuple(dict.fromkeys(name for source in sources for name in source.files))
-        return Source(format=kind[0], name=kind[1], revision=kind[2], files=files), lineage
-    return None, (*sources, *(source for source in lineage if source not in sources))
+    kinds = {each.source and msgspec.structs.replace(each.source, files=()) for each in many}
+    if len(kinds) > 1:  # of some it may not be known: that of the others is not that of the whole
+        return None, (*sources, *(source for source in lineage if source not in sources))
+    (kind,) = kinds
+    files = tuple(dict.fromkeys(name for source in sources for name in source.files))
+    return kind and msgspec.structs.replace(kind, files=files), lineage
 
 
 def _unique(sources: Iterable[Source | None]) -> tuple[Source, ...]:

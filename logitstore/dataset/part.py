@@ -48,7 +48,7 @@ from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInput
 from logitstore.io import LocalStore, MappedFile, make_directory, write_atomic
 from logitstore.io.lock import FileLock
 from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
-from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo
+from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, TokenizerInfo
 from logitstore.schema.journal import JOURNAL_NAME, PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan, Sent
 from logitstore.shard.chunk import StoredSequence, shard_schema
 from logitstore.shard.reader import Shard
@@ -419,8 +419,11 @@ class PartWriter:
         self.release()
         return manifest
 
-    def finish(self) -> State | None:
+    def finish(self, tokenizer: TokenizerInfo | None = None) -> State | None:
         """Write what is left, and end the part, which stays locked; None where the dataset was complete before.
+
+        Args:
+            tokenizer: one whose files are staged already; None stages that of the origin.
 
         Raises:
             InvalidInputError: a user's column cannot be stored.
@@ -433,8 +436,9 @@ class PartWriter:
         journal = self._begun()
         self._let_go(wait=True)
         if not self.finished:
-            tokenizer = self.origin.tokenizer
-            journal.write(Done(tokenizer=None if tokenizer is None else stage_tokenizer(self._root, tokenizer)))
+            if tokenizer is None and self.origin.tokenizer is not None:
+                tokenizer = stage_tokenizer(self._root, self.origin.tokenizer)
+            journal.write(Done(tokenizer=tokenizer))
         journal.close()
         state = read_part(self._root, self.part)
         if state is None:
