@@ -436,7 +436,7 @@ def test_a_hub_that_cannot_be_reached_is_one_error(hub, there, root):
 
 
 def test_from_a_file_system_of_fsspec(root, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("logitstore.hub.repair._PIECE", 1000)
+    monkeypatch.setattr(sys.modules["logitstore.hub.repair"], "_PIECE", 1000)
     system, place = fsspec.filesystem("memory"), f"/{tmp_path.name}/source"
     for name, data in files.items():
         system.pipe(f"{place}/{name}", data)

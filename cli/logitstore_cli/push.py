@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from logitstore_cli.output import progress_bar, quiet_client, result, result_json, size
+
+if TYPE_CHECKING:
+    from logitstore.hub import Pushed
 
 
 @click.command("push")
@@ -28,6 +31,15 @@ def command(dataset: str, repo: str, no_validate: bool, as_json: bool, **options
 
     Example: logitstore push my-dataset me/my-dataset --private --tag v1
     """
+    pushed = push_with_bar(dataset, repo, check=not no_validate, **options)
+    if as_json:
+        result_json(dataclasses.asdict(pushed))
+    else:
+        result(summary_line(pushed))
+
+
+def push_with_bar(dataset: str, repo: str, **options: Any) -> Pushed:
+    """Push, and show how far it is."""
     from logitstore.hub import push  # noqa: PLC0415 - `--help` must not wait for the Hub's client
 
     quiet_client()
@@ -37,10 +49,11 @@ def command(dataset: str, repo: str, no_validate: bool, as_json: bool, **options
         def report(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total or None, rate=size(done))
 
-        pushed = push(dataset, repo, check=not no_validate, progress=report, **options)
-    if as_json:
-        result_json(dataclasses.asdict(pushed))
-    elif pushed.unchanged:
-        result(f"{pushed.url}: unchanged, all of it is there already (commit {pushed.commit[:12]})")
-    else:
-        result(f"{pushed.url}: {pushed.files:,} files, {size(pushed.bytes)}, commit {pushed.commit[:12]}")
+        return push(dataset, repo, progress=report, **options)
+
+
+def summary_line(pushed: Pushed) -> str:
+    """What a push did, for people."""
+    if pushed.unchanged:
+        return f"{pushed.url}: unchanged, all of it is there already (commit {pushed.commit[:12]})"
+    return f"{pushed.url}: {pushed.files:,} files, {size(pushed.bytes)}, commit {pushed.commit[:12]}"

@@ -14,6 +14,7 @@ from logitstore.convert.base import FORMAT_OPTIONS, Alignment, Import, Importer,
 from logitstore.convert.lines import first_line
 from logitstore.convert.pool import Outcome, parsed
 from logitstore.convert.source import Input, expand
+from logitstore.dataset.origin import Sink
 from logitstore.dataset.summary import Summary
 from logitstore.dataset.writer import Writer
 from logitstore.errors import InvalidInputError, LogitStoreError, LogitStoreWarning, SourceError
@@ -132,6 +133,7 @@ def convert(
     workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
     progress: Callable[[Import, Summary], None] | None = None,
+    sink: Callable[[], Sink | None] | None = None,
     **settings: Any,
 ) -> Converted:
     """Convert captures into a dataset.
@@ -152,6 +154,8 @@ def convert(
         workers: processes that parse; the dataset is the same whatever their number. 0 parses in this one.
         on_error: what a record does that cannot be read: `stop`, or `skip` it.
         progress: called after each sequence.
+        sink: makes what takes complete shards away (`lambda: HubSink("ns/name")`), when the input is known to be one
+            that can be converted; None leaves them here.
         **settings: arguments of `Writer`, `resume` and `part` among them; those that are None are left to the importer
             and to `Writer`.
 
@@ -186,8 +190,10 @@ def convert(
     _check_options(chosen, options)
     try:
         opened = chosen.read(inputs, options)
-        names = tuple(each.path.name for each in inputs if each.size is not None)
+        names = tuple(_readable(each.path.name) for each in inputs if each.size is not None)
         arguments = {"source": Source(format=chosen.name, files=names), **opened.settings, **given}
+        if sink is not None:
+            arguments["sink"] = sink()
         with Writer(output, tokenizer=tokenizer, **arguments) as writer:
             if writer.finished:
                 return Converted(chosen.name, writer.summary, ("it was finished before: nothing is left to do",))
@@ -195,6 +201,11 @@ def convert(
     finally:
         for each in inputs:
             each.close()
+
+
+def _readable(name: str) -> str:
+    """The name of a file as text, also where the system has bytes that are none."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _check_options(chosen: Importer, options: Options) -> None:

@@ -72,7 +72,10 @@ def settle(root: Path, state: State, info: ShardInfo) -> None:
         CorruptDataError: it is missing.
     """
     path = root / info.path
-    if info.path in state.sent or path.exists():
+    if info.path in state.sent:
+        path.unlink(missing_ok=True)  # the writer was stopped between the line of the journal and this
+        return
+    if path.exists():
         return
     if not partial_path(path).exists():
         raise CorruptDataError(

@@ -5,5 +5,7 @@ Reading one where it is needs nothing of this: `logitstore.open("hf://datasets/n
 
 from logitstore.hub.pull import Pulled, pull
 from logitstore.hub.push import Pushed, push
+from logitstore.hub.repair import NotRepaired, Repaired, repair
+from logitstore.hub.sink import HubSink
 
-__all__ = ["Pulled", "Pushed", "pull", "push"]
+__all__ = ["HubSink", "NotRepaired", "Pulled", "Pushed", "Repaired", "pull", "push", "repair"]

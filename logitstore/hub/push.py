@@ -6,35 +6,26 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from logitstore.checks import validate
 from logitstore.dataset.reader import Dataset
 from logitstore.dataset.shards import read_manifest
-from logitstore.errors import (
-    CorruptDataError,
-    DatasetExistsError,
-    InvalidInputError,
-    LogitStoreError,
-    RemoteAccessError,
-    RemoteError,
-    UnsupportedVersionError,
-)
+from logitstore.errors import CorruptDataError, InvalidInputError, LogitStoreError
 from logitstore.hub.card import BEGIN, card
 from logitstore.hub.preview import previews
+from logitstore.hub.target import CARD_BYTES, CARD_NAME, Target, There, card_text
 from logitstore.io import LocalStore, sha256_file
-from logitstore.io.client import LOG_IN, Branch, Client, call
-from logitstore.io.hub import HubPlace, HubStore
-from logitstore.io.store import URL
+from logitstore.io.store import URL, PartialStore
 from logitstore.limits import MANIFEST_BYTES
-from logitstore.schema import parse_manifest
+from logitstore.schema import ShardInfo, parse_manifest
 from logitstore.schema.manifest import MANIFEST_NAME
 
 COMMIT_FILES: Final = 100
@@ -43,11 +34,8 @@ COMMIT_FILES: Final = 100
 GROUP_BYTES: Final = 2**26
 """Small files are sent together up to this size: the Hub counts requests."""
 
-CARD_NAME: Final = "README.md"
-_CARD_BYTES: Final = 2**22
-_SHARD: Final = re.compile(r"data/([^/]+)/\1-[0-9]{5,}\.arrow")
+_SHARD: Final = re.compile(r"data/([^/]+)/\1(-[0-9]{5}-of-[0-9]{5,6})?-[0-9]{5,}\.arrow")
 _PREVIEW: Final = re.compile(r"preview/[^/]+\.arrow")
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHOWN: Final = 5
 
 Progress = Callable[[str, int, int], None]
@@ -85,17 +73,6 @@ class _File:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class _There:
-    """What is in the branch, or in that it will start from: head, files, those that its manifest names, card."""
-
-    commit: str
-    files: dict[str, RepoFile]
-    named: frozenset[str]
-    card: str | None
-    branched: bool = True
-
-
 def push(
     path: str | os.PathLike[str],
     repo: str,
@@ -117,7 +94,8 @@ def push(
     goes on. Shards, tokenizer, preview, card and manifest appear by one commit, made on the parent that was seen;
     more than 100 files by several, the manifest in the last. Files of an earlier version, and shards of a push that
     was not finished, that this one does not have are removed by it; all others stay. Hand-written parts of a card
-    stay, see `logitstore.hub.card`.
+    stay, see `logitstore.hub.card`. Shards that are not in the directory are taken as they are in the branch, where
+    `HubSink` brought them while they were written.
 
     Args:
         path: directory of the dataset.
@@ -134,53 +112,66 @@ def push(
         progress: told what is going on.
 
     Raises:
-        CorruptDataError: the dataset is not valid.
+        CorruptDataError: the dataset is not valid, or a shard is neither here nor there.
         DatasetExistsError: the tag names another commit, or the repository is public where a private one was asked for.
         DatasetNotFoundError: there is no dataset at the path.
         InvalidInputError: no directory, name of a repository or of a branch, or the existing card cannot be read.
         RemoteError: the Hub cannot be reached, or somebody else pushed meanwhile.
         RemoteAccessError: the token is missing, not valid or has no right to write; or there is no room.
     """
-    place, client = HubPlace.parse(repo), Client.of(token=token, endpoint=endpoint)
-    if place.revision or place.folder:
-        raise InvalidInputError(f"{repo!r}: give namespace/name alone, and a branch by revision= (--revision)")
+    target = Target.of(repo, revision, token=token, endpoint=endpoint)
     if URL.match(os.fspath(path)):
         raise InvalidInputError(f"{os.fspath(path)!r} is no directory; fetch it with `logitstore pull`, and push that")
     root = Path(path)
     dataset = Dataset(LocalStore(root), read_manifest(LocalStore(root)))
-    if not call(f"{place.repo}: cannot be pushed to", client.signed_in):
-        raise RemoteAccessError(f"{place.repo}: {LOG_IN}")
+    target.check_token()
+    missing = [info for info in dataset.info.shards if not (root / info.path).exists()]
+    there = target.look(private=private) if missing else None
+    absent = frozenset(info.path for info in missing if there is not None and _has(there, info))
+    if there is not None and absent:
+        dataset = Dataset(PartialStore(root, target.store(there.commit), absent), dataset.info)
     if check:
-        _check(root)
-    branch = Branch(client.api(), place.repo, revision or constants.DEFAULT_REVISION)
-    pushing = _Pushing(client, branch, progress)
-    there = pushing.look(private=private)
+        _check(root, absent)
+    if not missing:
+        there = target.look(private=private)
+    pushing = _Pushing(target, progress)
     existing = there.card if there is not None else None
-    files = _files(root, dataset, place.repo, existing, licence=licence, language=language)
+    files = _files(root, dataset, target.repo, existing, licence=licence, language=language)
     known = there.files if there is not None else {}
     needed = [file for file in files if not _is_there(file, known.get(file.path))]
     stale = _stale(there, files)
     if tag is not None and there is not None:
-        pushing.free(tag, None if needed or stale else there.commit)
+        target.free(tag, None if needed or stale else there.commit)
     if check:
         pushing.verify(needed)
-    there = pushing.make(there, private=private)
+    there = target.make(there, private=private)
     commit = there.commit
     if needed or stale:
         # The manifest goes with every change: it may have to be taken away meanwhile.
         sent = needed if files[-1] in needed else [*needed, files[-1]]
         commit = pushing.send(sent, stale, there, message or "Push a dataset with logitstore")
     if tag is not None:
-        branch.tag(tag, commit)
-        pushing.free(tag, commit)  # somebody else may have given another one this name meanwhile
+        target.branch.tag(tag, commit)
+        target.free(tag, commit)  # somebody else may have given another one this name meanwhile
     size = sum(file.size for file in needed)
-    url = f"{client.endpoint}/datasets/{place.repo}"
-    return Pushed(place.repo, url, commit, len(needed), size, not (needed or stale))
+    return Pushed(target.repo, target.url, commit, len(needed), size, not (needed or stale))
 
 
-def _check(root: Path) -> None:
-    """Refuse a dataset that is not valid, by checks that read no chunk."""
+def _has(there: There, info: ShardInfo) -> bool:
+    """Whether a shard is there, with its bytes as they were written: the Hub knows the sha256 of large files."""
+    file = there.files.get(info.path)
+    return file is not None and file.lfs is not None and (file.size, file.lfs.sha256) == (info.bytes, info.sha256)
+
+
+def _check(root: Path, absent: Collection[str]) -> None:
+    """Refuse a dataset that is not valid, by checks that read no chunk.
+
+    Args:
+        root: its directory.
+        absent: shards that need not be here.
+    """
     errors = [finding for finding in validate(root) if finding.severity == "error"]
+    errors = [finding for finding in errors if finding.code != "shard-missing" or finding.shard not in absent]
     if errors:
         listed = "; ".join(f"{finding.shard or root}: {finding.message}" for finding in errors[:_SHOWN])
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
@@ -199,7 +190,7 @@ def _files(root: Path, dataset: Dataset, repo: str, existing: str | None, **said
     made = {f"preview/{split}.arrow": data for split, data in shown.items()}
     store = LocalStore(root)
     if existing is None and (root / CARD_NAME).is_file():
-        existing = _text(store.small(CARD_NAME, _CARD_BYTES), store.where(CARD_NAME))
+        existing = card_text(store.small(CARD_NAME, CARD_BYTES), store.where(CARD_NAME))
     made[CARD_NAME] = card(manifest, repo, existing=existing, previews=shown, **said).encode()
     made[MANIFEST_NAME] = store.small(MANIFEST_NAME, MANIFEST_BYTES)
     if parse_manifest(made[MANIFEST_NAME]) != manifest:
@@ -221,13 +212,6 @@ def _content(file: _File) -> bytes:
         return file.content
     with _reading(file.content):
         return file.content.read_bytes()
-
-
-def _text(card: bytes, where: str) -> str:
-    try:
-        return card.decode()  # line ends as they are
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{where}: byte {error.start} is not UTF-8, as a card must be; correct it") from None
 
 
 @contextlib.contextmanager
@@ -268,7 +252,7 @@ def _groups(files: list[_File]) -> Iterator[list[_File]]:
         yield group
 
 
-def _stale(there: _There | None, files: list[_File]) -> list[str]:
+def _stale(there: There | None, files: list[_File]) -> list[str]:
     """Files of the version before, and what is left of a push that was not finished, that this one does not have."""
     if there is None:
         return []
@@ -279,66 +263,10 @@ def _stale(there: _There | None, files: list[_File]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Pushing:
-    """A branch of a repository that is being pushed to."""
+    """A push on its way."""
 
-    client: Client
-    branch: Branch
+    target: Target
     progress: Progress | None
-
-    def look(self, *, private: bool) -> _There | None:
-        """What is there, or in the main branch where the branch is not; None where the repository is not.
-
-        Raises:
-            DatasetExistsError: the repository is public, and a private one was asked for.
-            InvalidInputError: it is no branch.
-        """
-        repo, name = self.branch.repo, self.branch.name
-        is_private = self.branch.private()
-        if is_private is None:
-            return None
-        if private and not is_private:
-            raise DatasetExistsError(
-                f"{repo} is public, and --private does not change that; make it private in its settings, or choose "
-                f"another name"
-            )
-        head = self.branch.head()
-        if head is not None:
-            return self.see(head)
-        if _COMMIT.fullmatch(name) or self.branch.tagged(name) is not None:
-            raise InvalidInputError(f"{repo}: {name} is no branch; a tag and a commit cannot be changed")
-        start = self.branch.head(constants.DEFAULT_REVISION)
-        if start is None:
-            raise RemoteError(f"{repo}: the Hub names no branch {constants.DEFAULT_REVISION}; try again later")
-        return replace(self.see(start), branched=False)
-
-    def see(self, commit: str) -> _There:
-        """What a commit holds."""
-        files = self.branch.files(commit)
-        store = HubStore(HubPlace(self.branch.repo), commit, self.client)
-        named: frozenset[str] = frozenset()
-        if MANIFEST_NAME in files:
-            try:
-                manifest = read_manifest(store)
-                named = frozenset([MANIFEST_NAME, *(info.path for info in manifest.files)])
-            except (CorruptDataError, UnsupportedVersionError):
-                named = frozenset()  # not ours to remove what it names
-        text = None
-        if CARD_NAME in files:
-            text = _text(store.small(CARD_NAME, _CARD_BYTES), store.where(CARD_NAME))
-        return _There(commit, files, named, text)
-
-    def free(self, tag: str, commit: str | None) -> None:
-        """Refuse a tag that names something else.
-
-        Raises:
-            DatasetExistsError: it does.
-        """
-        target = self.branch.tagged(tag)
-        if target not in (None, commit):
-            raise DatasetExistsError(
-                f"{self.branch.repo} has a tag {tag} already, of another version ({str(target)[:12]}); choose another, "
-                f"or delete it there first"
-            )
 
     def verify(self, files: list[_File]) -> None:
         """Check files against the manifest before anything is sent.
@@ -360,27 +288,7 @@ class _Pushing:
             done += file.size
             self.tell("checking", done, total)
 
-    def make(self, there: _There | None, *, private: bool) -> _There:
-        """Make the repository and the branch, where they are not there.
-
-        Raises:
-            DatasetExistsError: somebody else made a public one meanwhile.
-            RemoteError: somebody else made it and pushed.
-        """
-        if there is None:
-            self.branch.create_repo(private=private)
-            there = self.look(private=private)
-            if there is None:
-                raise RemoteAccessError(
-                    f"{self.branch.repo}: it exists, and your token does not see it; choose another name"
-                )
-            if there.named or there.card is not None:
-                raise RemoteError(f"{self.branch.repo}: somebody else made it meanwhile; push again")
-        if not there.branched:
-            self.branch.create(there.commit)
-        return there
-
-    def send(self, files: list[_File], stale: list[str], there: _There, message: str) -> str:
+    def send(self, files: list[_File], stale: list[str], there: There, message: str) -> str:
         """Upload files, the manifest being the last of them, and then make them appear; the last commit."""
         total, done = sum(file.size for file in files), 0
         added = []
@@ -388,7 +296,7 @@ class _Pushing:
             paths = [file.content for file in group if isinstance(file.content, Path)]
             states = [_state(path) for path in paths]
             additions = [_addition(file) for file in group]
-            self.branch.upload(additions)
+            self.target.branch.upload(additions)
             for path, state in zip(paths, states, strict=True):
                 if _state(path) != state:
                     raise _changed(path)
@@ -399,7 +307,7 @@ class _Pushing:
         steps = plan([*added, _addition(files[-1])], stale, there)
         for number, step in enumerate(steps):
             text = message if len(steps) == 1 else f"{message} (part {number + 1} of {len(steps)})"
-            commit = self.branch.commit(step, commit, text)
+            commit = self.target.branch.commit(step, commit, text)
         self.tell("sending", total, total)
         return commit
 
@@ -430,7 +338,7 @@ def _addition(file: _File) -> CommitOperationAdd:
     return addition
 
 
-def plan(added: list[CommitOperationAdd], stale: list[str], there: _There) -> list[list[Any]]:
+def plan(added: list[CommitOperationAdd], stale: list[str], there: There) -> list[list[Any]]:
     """The commits, each of 100 added files at most, the manifest in the last.
 
     A commit before the last one that changed a file of the version before would leave a dataset that looks complete

@@ -80,7 +80,7 @@ class LocalStore:
         """The whole of a file."""
         return read_limited(self.root / path, limit)
 
-    def shard(self, info: ShardInfo) -> MappedFile:
+    def shard(self, info: ShardInfo) -> ByteSource:
         """A shard, mapped."""
         return MappedFile(self.root / info.path)
 
@@ -91,6 +91,27 @@ class LocalStore:
     def has_shards(self) -> bool:
         """Whether there are files with a shard's name, or journals of writers."""
         return any(any(self.root.glob(pattern)) for pattern in ("data/*/*.arrow*", "parts/*/journal"))
+
+
+@dataclass(frozen=True)
+class PartialStore(LocalStore):
+    """A directory some of whose shards are elsewhere alone.
+
+    Attributes:
+        beyond: where these are.
+        absent: their paths.
+    """
+
+    beyond: Store
+    absent: frozenset[str]
+
+    def where(self, path: str) -> str:
+        """Path of a file, or URL of one that is elsewhere."""
+        return self.beyond.where(path) if path in self.absent else super().where(path)
+
+    def shard(self, info: ShardInfo) -> ByteSource:
+        """A shard, mapped or from elsewhere."""
+        return self.beyond.shard(info) if info.path in self.absent else super().shard(info)
 
 
 def local_path(place: str | os.PathLike[str], what: str) -> Path:
