@@ -218,12 +218,19 @@ def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
 
 
 def _clean_files(root: Path, manifest: Manifest, states: Sequence[State], *, everything: bool) -> None:
-    named = {file.path for file in manifest.files}
     mine = {path for state in states for path in part_files(root, state.part)}
     old = [path for path in shard_files(root) if everything or path in mine]
-    if everything:
-        old += sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True)
-    for path in [*old, *root.glob(f".{MANIFEST_NAME}.*.partial")]:
+    tokenizer = sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True) if everything else []
+    remove_unnamed(root, manifest, [*old, *tokenizer, *root.glob(f".{MANIFEST_NAME}.*.partial")])
+
+
+def remove_unnamed(root: Path, manifest: Manifest, paths: Iterable[Path]) -> None:
+    """Remove those of some files that a manifest does not name, and empty directories.
+
+    What stays because it cannot be removed is named by `validate`.
+    """
+    named = {file.path for file in manifest.files}
+    for path in paths:
         if path.relative_to(root).as_posix() not in named:
             with contextlib.suppress(OSError):
                 if path.is_dir():

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from logitstore.dataset.commit import DATA_DIRECTORY, existing_manifest, shard_files
+from logitstore.dataset.commit import DATA_DIRECTORY, existing_manifest, remove_unnamed, shard_files
 from logitstore.dataset.parts import LOCK_NAME, part_directory, part_names
 from logitstore.dataset.shards import open_shard
 from logitstore.dataset.tokenizer_files import staged
@@ -102,17 +102,9 @@ def stage_tokenizer_of(store: Store, info: TokenizerInfo, root: Path) -> Tokeniz
 
 
 def remove_everything_else(root: Path, manifest: Manifest) -> None:
-    """Remove shards, tokenizer files and journals that a dataset which replaced another does not name.
-
-    What stays because it cannot be removed is named by `validate`.
-    """
-    named = {file.path for file in manifest.files}
+    """Remove shards, tokenizer files and journals that a dataset which replaced another does not name."""
     tokenizer = sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True)
-    for path in [*shard_files(root), *(path for path in tokenizer if not path.is_dir())]:
-        if path.relative_to(root).as_posix() not in named:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    remove_empty(path for path in tokenizer if path.is_dir())
+    remove_unnamed(root, manifest, [*shard_files(root), *tokenizer])
     for part in part_names(root):
         shutil.rmtree(part_directory(root, part), ignore_errors=True)
 

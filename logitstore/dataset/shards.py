@@ -99,7 +99,11 @@ def open_shard(store: Store, info: ShardInfo, manifest: Manifest) -> Shard:
             )
         shard = Shard(source)
     except SourceNotFoundError:
-        raise CorruptDataError("the shard is missing", code="shard-missing", path=path) from None
+        raise CorruptDataError(
+            "the shard is missing; fetch it from where there is a copy (`logitstore pull`, `validate --repair-from`)",
+            code="shard-missing",
+            path=path,
+        ) from None
     said = (info.tail_digest, info.sequences, info.positions, info.candidates)
     tail = shard.tail
     if said != (shard.tail_digest, tail.sequences, tail.positions, tail.candidates):
