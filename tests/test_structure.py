@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "logitstore"
 LAYERS = (
-    "errors", "limits", "units", "processes", "_version", "encoding", "schema", "tokenizer", "text", "io", "shard", "dataset", "checks",
+    "errors", "limits", "units", "processes", "_version", "encoding", "schema", "tokenizer", "text", "io", "shard", "dataset", "checks", "recovery",
     "convert", "hub", "torch", "look",
 )  # fmt: skip
 """A module imports from layers before its own, never from later ones. `schema` and `encoding` do no I/O."""
