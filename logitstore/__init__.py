@@ -38,6 +38,7 @@ from logitstore.errors import (
     SourceNotFoundError,
     UnsupportedVersionError,
 )
+from logitstore.recovery import Lost, Recovered, recover
 from logitstore.schema import Manifest, Source, Teacher
 from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
@@ -53,9 +54,11 @@ __all__ = [
     "InvalidTypeError",
     "LogitStoreError",
     "LogitStoreWarning",
+    "Lost",
     "Manifest",
     "MissingDependencyError",
     "NotSelectedError",
+    "Recovered",
     "RemoteAccessError",
     "RemoteError",
     "RowIndexError",
@@ -74,6 +77,7 @@ __all__ = [
     "is_valid",
     "merge",
     "open",
+    "recover",
     "repack",
     "select",
     "split",

@@ -111,6 +111,10 @@ class Disk:
                 left.append(step)
         self.pending = left
 
+    def certain(self):
+        """The bytes of files that are there after any power cut, by path."""
+        return {path: self.synced[inode] for path, inode in self.durable.items() if inode in self.synced}
+
     def crash(self, target, random):
         """Make a directory as it may be after a power cut now."""
         names = dict(self.durable)

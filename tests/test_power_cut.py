@@ -9,7 +9,9 @@ import pytest
 from crash_disk import Disk, Recorder
 
 import logitstore
+from logitstore.dataset.parts import read_part
 from logitstore.io import files as io
+from logitstore.schema.journal import Part
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -100,6 +102,47 @@ def test_a_power_cut_loses_nothing_that_resuming_does_not_bring_back(tmp_path, r
         assert content(left) == whole
         shutil.rmtree(left)
     assert 0 < finished < 20
+
+
+def synced_sequences(disk, folder):
+    """How many sequences are in chunks that were synced, and of which a synced line of the journal tells."""
+    files = disk.certain()
+    journal = "parts/train-00000-of-00001/journal"
+    if journal not in files:
+        return 0
+    (folder / journal).parent.mkdir(parents=True, exist_ok=True)
+    (folder / journal).write_bytes(files[journal])
+    state = read_part(folder, Part(split="train"))
+    if state is None:
+        return 0
+    there = [info for info in state.shards if info.path in files or info.path + ".partial" in files]
+    assert there == list(state.shards)  # the journal says nothing of a shard that could be lost
+    partial = files.get(state.opened.path + ".partial", b"") if state.opened is not None else b""
+    chunks = [chunk for chunk in state.chunks if chunk.offset + chunk.length <= len(partial)]
+    assert chunks == list(state.chunks)  # nor of a chunk
+    return sum(each.sequences for each in (*there, *chunks))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_recovering_after_a_power_cut_loses_no_synced_chunk(tmp_path, recorded, seed):
+    chance = random.Random(100 + seed)
+    steps, before = recorded(tmp_path / "d", lambda recorder: write(tmp_path / "d", recorder.mark))
+    most = 0
+    for number, disk in enumerate(disks(steps, before, tmp_path / "d", chance, 25)):
+        left, saved = tmp_path / f"left{number}", tmp_path / f"saved{number}"
+        disk.crash(left, chance)
+        synced = synced_sequences(disk, tmp_path / f"synced{number}")
+        most = max(most, synced)
+        try:
+            logitstore.recover(left, saved)
+        except (logitstore.LogitStoreError, OSError) as error:
+            assert synced == 0, error
+            continue
+        ids = [s.id for s in logitstore.open(saved)]
+        assert ids == [f"s{i}" for i in range(len(ids))]
+        assert len(ids) >= synced
+        assert logitstore.is_valid(logitstore.validate(saved, deep=True))
+    assert most > SEQUENCES // 2
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

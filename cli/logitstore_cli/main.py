@@ -25,6 +25,7 @@ COMMANDS = {
     "merge": "logitstore_cli.merge",
     "pull": "logitstore_cli.pull",
     "push": "logitstore_cli.push",
+    "recover": "logitstore_cli.recover",
     "repack": "logitstore_cli.repack",
     "select": "logitstore_cli.select",
     "show": "logitstore_cli.show",
