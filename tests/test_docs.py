@@ -2,13 +2,13 @@
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from logitstore.convert import exporters, importers
+from logitstore_cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,9 +46,8 @@ def test_every_command_of_the_readme_exists():
             assert f"\n{command}:" in (ROOT / "Makefile").read_text()
             continue
         words = [word for word in line.split() if word.startswith("--")]
-        done = subprocess.run(
-            [sys.executable, "-m", "logitstore_cli", command, "--help"], capture_output=True, text=True, check=True
-        )
+        done = CliRunner().invoke(main, [command, "--help"])
+        assert done.exit_code == 0, command
         for word in words:
             assert word in done.stdout
 

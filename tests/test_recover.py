@@ -171,7 +171,7 @@ def test_in_place_repairs_and_keeps_what_was_damaged(tmp_path):
     assert logitstore.recover(path, in_place=True).unchanged
     for repetition in ("before-recovery", "before-recovery-2"):
         name = data_of.shard_paths(path)[1]
-        start, end, ids = data_of.chunks(path, name)[0]
+        _, end, ids = data_of.chunks(path, name)[0]
         data = bytearray((path / name).read_bytes())
         data[end - 20] ^= 1
         (path / name).write_bytes(data)
@@ -346,7 +346,7 @@ def test_the_command(tmp_path):
     done = run(path, tmp_path / "o")
     assert (done.return_value, done.stdout.splitlines()[-1]) == (0, "  lost: nothing")
     name = data_of.shard_paths(path)[0]
-    start, end, ids = data_of.chunks(path, name)[1]
+    _, end, ids = data_of.chunks(path, name)[1]
     data = bytearray((path / name).read_bytes())
     data[end - 20] ^= 1
     (path / name).write_bytes(data)
