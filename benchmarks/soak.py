@@ -31,8 +31,9 @@ WIDTH, BLOCK = 262_144, 1000
 SETTINGS: dict[str, Any] = {
     "logit_width": WIDTH,
     "teacher": "soak",
+    "values": "grid",  # which these values are on; looking for bfloat16 logits would take most of the time
     "shard_bytes": 2 * 2**20,
-    "chunk_candidates": 2**15,
+    "chunk_candidates": 2**13,
 }
 
 
@@ -45,14 +46,14 @@ def rows(number: int, part: int, of: int) -> list[tuple[str, NDArray[Any], NDArr
     """A block of a part's sequences, always the same: (id, tokens, count, ids, logprobs) of up to 5 positions."""
     chance = np.random.default_rng([number, part])
     lengths = chance.integers(1, 6, BLOCK)
-    made = []
-    for place, length in enumerate(lengths.tolist()):
-        count = chance.integers(0, 5, length)
-        ids = chance.integers(0, WIDTH // 8, int(count.sum())) * 8 + np.arange(int(count.sum())) % 8
-        logprobs = -2 - chance.integers(0, 200, len(ids)) / 32
-        tokens = chance.integers(0, WIDTH, length)
-        made.append((name_of(number, place, part, of), tokens, count, ids, logprobs))
-    return made
+    tokens = np.split(chance.integers(0, WIDTH, int(lengths.sum())), np.cumsum(lengths)[:-1])
+    counts = np.split(chance.integers(0, 5, int(lengths.sum())), np.cumsum(lengths)[:-1])
+    sizes = np.array([count.sum() for count in counts])
+    n = int(sizes.sum())
+    ids = np.split(chance.integers(0, WIDTH // 8, n) * 8 + np.arange(n) % 8, np.cumsum(sizes)[:-1])
+    logprobs = np.split(-2 - chance.integers(0, 200, n) / 32, np.cumsum(sizes)[:-1])
+    names = [name_of(number, place, part, of) for place in range(BLOCK)]
+    return list(zip(names, tokens, counts, ids, logprobs, strict=True))
 
 
 def write(path: Path, part: int, of: int, blocks: int) -> None:

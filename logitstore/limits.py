@@ -20,6 +20,9 @@ UNBACKED_VALUES = 2**20
 VALUES_PER_BYTE = 256
 """Above that, it has at most so many for each byte of its cells: 9 bytes of equal values could claim 2^24."""
 
+SEQUENCE_ID_BYTES = 2**20
+"""The longest id of a sequence that is written, in characters: it stands in the journal too."""
+
 CHUNK_CANDIDATES = 2**19
 """A chunk closes at this many candidates, unless the writer is told another number."""
 

@@ -326,7 +326,7 @@ def broken(tmp_path, request):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_in_place_killed_at_some_steps(tmp_path, broken):
-    kill_everywhere(tmp_path, broken, 7)
+    kill_everywhere(tmp_path, broken, 11)
 
 
 @pytest.mark.slow

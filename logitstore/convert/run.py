@@ -10,6 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import xxhash
+
 from logitstore.convert.base import FORMAT_OPTIONS, Alignment, Import, Importer, Options, Tally, ValueKind
 from logitstore.convert.lines import first_line
 from logitstore.convert.pool import Outcome, parsed
@@ -26,6 +28,8 @@ GROUP: Final = "logitstore.importers"
 
 SHOWN_FAILURES: Final = 10
 """How many records that were skipped are listed."""
+
+_BEGINNING: Final = 2**16
 
 _CHECK_EVERY: Final = 4096  # records between two looks at whether the whole can be right
 
@@ -191,7 +195,12 @@ def convert(
     try:
         opened = chosen.read(inputs, options)
         names = tuple(_readable(each.path.name) for each in inputs if each.size is not None)
-        arguments = {"source": Source(format=chosen.name, files=names), **opened.settings, **given}
+        arguments = {
+            "source": Source(format=chosen.name, files=names),
+            "fingerprint": _fingerprint(options, inputs),
+            **opened.settings,
+            **given,
+        }
         if sink is not None:
             arguments["sink"] = sink()
         with Writer(output, tokenizer=tokenizer, **arguments) as writer:
@@ -201,6 +210,19 @@ def convert(
     finally:
         for each in inputs:
             each.close()
+
+
+def _fingerprint(options: Options, inputs: Sequence[Input]) -> dict[str, str]:
+    """What decides over the rows besides the writer's settings: options of the format, and how files begin."""
+    found = {name: str(value) for name in FORMAT_OPTIONS if (value := getattr(options, name))}
+    named = {f"input {number}": each.path for number, each in enumerate(inputs) if each.size is not None}
+    named |= {name: path for name in ("prompts", "tokens", "codec_config") if (path := getattr(options, name))}
+    return found | {name: f"{path.name}, {_beginning(path)}" for name, path in named.items() if path.is_file()}
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return xxhash.xxh3_64_hexdigest(file.read(_BEGINNING))
 
 
 def _readable(name: str) -> str:

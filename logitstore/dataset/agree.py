@@ -77,13 +77,15 @@ def agree(many: Sequence[Described]) -> Agreed:
         InvalidInputError: they differ in what one dataset has once: tokenizer, logit width, kind of the values,
             resolution, teacher, users' columns.
     """
+    many = [each for each in many if each.encodings] or many  # a part without sequences fits everywhere
     first = many[0]
     for what, get, advice in _ONCE:
         for other in many[1:]:
             if get(other) != get(first):
+                unknown = get(first) is None or get(other) is None
                 raise InvalidInputError(
                     f"{first.name} and {other.name} cannot be one dataset: {what} is {_shown(get(first))} in one and "
-                    f"{_shown(get(other))} in the other; {advice}"
+                    f"{_shown(get(other))} in the other; {'say it of both' if unknown else advice}"
                 )
     _check_kinds(many)
     with_columns = [each for each in many if each.user_columns is not None]

@@ -14,7 +14,7 @@ from typing import Final
 from logitstore._version import __version__
 from logitstore.dataset.agree import Agreed, Described, agree
 from logitstore.dataset.ids import repeated
-from logitstore.dataset.parts import LOCK_NAME, State, part_directory, part_names, read_part, shard_hashes
+from logitstore.dataset.parts import LOCK_NAME, State, is_begun, part_directory, part_names, read_part, shard_hashes
 from logitstore.dataset.shards import open_shard, read_manifest
 from logitstore.dataset.summary import Summary, add_totals
 from logitstore.dataset.tokenizer_files import merge_partial, place_tokenizer, staged
@@ -25,7 +25,7 @@ from logitstore.errors import (
     InvalidInputError,
 )
 from logitstore.io import LocalStore, MappedFile, write_atomic
-from logitstore.io.lock import FileLock, is_locked
+from logitstore.io.lock import FileLock
 from logitstore.io.store import local_path
 from logitstore.schema import (
     FORMAT_VERSION,
@@ -35,6 +35,7 @@ from logitstore.schema import (
     TokenizerInfo,
     Totals,
     dataset_digest,
+    parse_manifest,
     serialise_manifest,
 )
 from logitstore.schema.journal import PARTS_DIRECTORY, Part
@@ -79,14 +80,15 @@ def commit(path: str | os.PathLike[str], *, overwrite: bool = False) -> Committe
     """
     root = local_path(path, "commit in the directory, and publish it with `logitstore push`")
     parts = part_names(root)
-    old = existing_manifest(root)
-    if not parts and old is not None:
-        return Committed(old, unchanged=True)
     with contextlib.ExitStack() as stack:
         for part in parts:
             busy = f"{root}: {part} is still being written; commit when it is finished (`logitstore status`)"
-            stack.enter_context(FileLock(part_directory(root, part) / LOCK_NAME, busy))
+            with contextlib.suppress(FileNotFoundError):  # another commit was faster
+                stack.enter_context(FileLock(part_directory(root, part) / LOCK_NAME, busy))
+        old = existing_manifest(root)
         states = [state for part in parts if (state := read_part(root, part)) is not None]
+        if not states and old is not None:
+            return Committed(old, unchanged=True)
         if not states:
             raise DatasetNotFoundError(f"{root}: no part was begun here")
         if old is not None and all(is_published(state, old) for state in states):
@@ -138,7 +140,11 @@ def publish(root: Path, states: Sequence[State], old: Manifest | None) -> Commit
     for shard in shards:
         if shard.path not in sent:
             open_shard(LocalStore(root), shard, manifest)
-    write_atomic(root / MANIFEST_NAME, serialise_manifest(manifest))
+    data = serialise_manifest(manifest)
+    parse_manifest(data)  # what contradicts itself is found before anything is removed
+    if existing_manifest(root) != old:
+        raise DatasetExistsError(f"{root} was changed meanwhile, by another writer; nothing was committed, try again")
+    write_atomic(root / MANIFEST_NAME, data)
     clean(root, manifest, states)
     return Committed(manifest, agreed.notes)
 
@@ -207,8 +213,9 @@ def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
     everything = any(state.plan.overwrite for state in states)
     _clean_files(root, manifest, states, everything=everything)
     mine = [part_directory(root, state.part) for state in states]
-    for directory in (root / PARTS_DIRECTORY).glob("*-of-*") if everything else mine:
-        if directory in mine or not is_locked(directory / LOCK_NAME):
+    for directory in (root / PARTS_DIRECTORY).glob("*-of-*"):
+        part = Part.of_directory(directory.name)
+        if directory in mine or part is None or not is_begun(root, part):
             shutil.rmtree(directory, ignore_errors=True)
     if not part_names(root):
         for directory in (root / PARTS_DIRECTORY).glob("tokenizer-*"):
@@ -218,8 +225,10 @@ def clean(root: Path, manifest: Manifest, states: Sequence[State]) -> None:
 
 
 def _clean_files(root: Path, manifest: Manifest, states: Sequence[State], *, everything: bool) -> None:
-    mine = {path for state in states for path in part_files(root, state.part)}
-    old = [path for path in shard_files(root) if everything or path in mine]
+    mine = {state.part for state in states}
+    ours = {path for part in mine for path in part_files(root, part)}
+    others = {path for part in part_names(root) if part not in mine for path in part_files(root, part)}
+    old = [path for path in shard_files(root) if (everything and path not in others) or path in ours]
     tokenizer = sorted((root / TOKENIZER_DIRECTORY).rglob("*"), reverse=True) if everything else []
     remove_unnamed(root, manifest, [*old, *tokenizer, *root.glob(f".{MANIFEST_NAME}.*.partial")])
 
@@ -297,7 +306,7 @@ def _described(state: State) -> Described:
         str(state.part),
         plan.normalised,
         plan.temperature,
-        plan.logit_width,
+        state.logit_width,
         plan.sampling,
         plan.teacher,
         state.tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +13,16 @@ from logitstore.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where distributions come from; what is not known is None."""
+    """Where distributions come from; what is not known is None.
+
+    `fingerprint`: what else must be the same for a writer to be gone on with, by name.
+    """
 
     teacher: Teacher | None = None
     tokenizer: Tokenizer | None = None
     source: Source | None = None
     lineage: tuple[Source, ...] = ()
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
 
 class Sink(Protocol):

@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from logitstore._version import __version__
+from logitstore.dataset.begin import chunk_line, lock_part, refuse
 from logitstore.dataset.commit import (
     clean,
     existing_manifest,
     first_number,
     is_published,
-    part_files,
     publish,
-    shard_files,
     shard_path,
 )
 from logitstore.dataset.ids import IdSet
 from logitstore.dataset.input import Candidates
 from logitstore.dataset.origin import Origin, Sink
 from logitstore.dataset.parts import (
-    LOCK_NAME,
     Journal,
     State,
+    arrow_schema,
     hashes_path,
     pack_hashes,
     part_directory,
-    part_names,
     read_part,
     shard_hashes,
     user_fields,
 )
-from logitstore.dataset.resume import check_same, plan_of, remove_unknown, settle, whole_chunks
+from logitstore.dataset.resume import (
+    check_known,
+    check_same,
+    check_siblings,
+    plan_of,
+    remove_unknown,
+    settle,
+    whole_chunks,
+)
 from logitstore.dataset.settings import Settings
 from logitstore.dataset.shards import open_shard
 from logitstore.dataset.summary import Summary
@@ -46,15 +51,23 @@ from logitstore.dataset.usercolumns import UserColumns
 from logitstore.encoding import ragged
 from logitstore.errors import CorruptDataError, DatasetExistsError, InvalidInputError
 from logitstore.io import LocalStore, MappedFile, make_directory, write_atomic
-from logitstore.io.lock import FileLock
 from logitstore.limits import CHUNK_COLUMN_BYTES, CHUNK_POSITIONS, CHUNK_SEQUENCES, SEQUENCE_CANDIDATES
 from logitstore.schema import FORMAT_VERSION, Manifest, ShardInfo, TokenizerInfo
-from logitstore.schema.journal import JOURNAL_NAME, PARTS_DIRECTORY, Chunked, Closed, Done, Opened, Part, Plan, Sent
+from logitstore.schema.journal import (
+    JOURNAL_NAME,
+    PARTS_DIRECTORY,
+    Closed,
+    Done,
+    Opened,
+    Part,
+    Plan,
+    Sent,
+    Synced,
+    encode_line,
+)
 from logitstore.shard.chunk import StoredSequence, shard_schema
 from logitstore.shard.reader import Shard
-from logitstore.shard.writer import ChunkEntry, ShardWriter, WrittenShard
-
-_RESUME: Final = "go on with it (--resume, resume=True), or begin it anew (--overwrite, overwrite=True)"
+from logitstore.shard.writer import ShardWriter, WrittenShard
 
 
 class PartWriter:
@@ -69,6 +82,7 @@ class PartWriter:
         overwrite: replace what is there, when this is complete.
         resume: go on where an earlier writer of this part stopped.
         sink: takes complete shards away; None leaves them here.
+        alone: whether `close` makes a dataset of what it writes; None: where it is the only part.
 
     Attributes:
         summary: what was written, by earlier writers too.
@@ -92,6 +106,7 @@ class PartWriter:
         overwrite: bool = False,
         resume: bool = False,
         sink: Sink | None = None,
+        alone: bool | None = None,
     ) -> None:
         self.part = part
         self.settings = settings
@@ -105,6 +120,7 @@ class PartWriter:
         self._directory = part_directory(root, part)
         self._overwrite = overwrite
         self._sink = sink
+        self._alone = part.of == 1 if alone is None else alone
         self._dataset: Manifest | None = None  # the one that is complete, until its ids are asked for
         self._before = IdSet()
         self._ids = IdSet()
@@ -113,8 +129,9 @@ class PartWriter:
         self._journal: Journal | None = None
         self._shard: ShardWriter | None = None
         self._failure: BaseException | None = None
+        self._process = os.getpid()
         try:
-            msgspec.json.encode(self.plan(0))
+            encode_line(self.plan(0))
         except UnicodeEncodeError as error:
             raise InvalidInputError(
                 f"teacher, source or lineage hold text that is not valid Unicode: {error}"
@@ -122,7 +139,7 @@ class PartWriter:
         if root.exists() and not root.is_dir():
             raise DatasetExistsError(f"{root} is a file; a dataset is a directory")
         self._made_root = not root.exists()
-        self._lock = _lock(self._directory, f"{root}: another writer is at work on {part}; wait for it")
+        self._lock = lock_part(self._directory, f"{root}: another writer is at work on {part}; wait for it")
         try:
             self._next = self._begin(resume=resume)
         except BaseException:
@@ -132,6 +149,7 @@ class PartWriter:
     def _begin(self, *, resume: bool) -> int:
         """Find what is there, and take it up; the number of the next shard."""
         old, state = existing_manifest(self._root), read_part(self._root, self.part)
+        check_siblings(self._root, self.plan(0))
         if resume and old is not None and state is None and (self._directory / JOURNAL_NAME).exists():
             raise DatasetExistsError(
                 f"{self._root}: the dataset was to be overwritten, and nothing of the new one is there; begin it anew "
@@ -144,36 +162,22 @@ class PartWriter:
         elif resume and state is not None:
             return self._take_part(state)
         elif not self._overwrite:
-            self._refuse(old, state)
-        return first_number(self._root, self.part)
-
-    def _refuse(self, old: Manifest | None, state: State | None) -> None:
-        """Raise where anything is there that this writer would replace or contradict."""
-        root = self._root
-        if old is not None:
-            raise DatasetExistsError(f"{root} holds a dataset; choose another path, or overwrite it (--overwrite)")
-        if state is not None:
-            raise DatasetExistsError(f"{root} holds an unfinished dataset: {self.part} was begun before; {_RESUME}")
-        others = [part for part in part_names(root) if part.split == self.part.split and part.of != self.part.of]
-        if others:
-            raise DatasetExistsError(f"{root} holds {others[0]}: all parts of a split are of one number; {_RESUME}")
-        mine = shard_files(root) if self.part.of == 1 else list(part_files(root, self.part))
-        if mine:
-            raise DatasetExistsError(
-                f"{root} holds an unfinished dataset ({mine[0].name}) without a journal; save what is there with "
-                f"`logitstore recover`, or overwrite it (--overwrite)"
-            )
+            refuse(self._root, self.part, old, state, alone=self._alone)
+        self._next = first_number(self._root, self.part)
+        if self._overwrite:
+            self._begun()  # so that resuming knows of it, whatever happens before the first chunk
+        return self._next
 
     def _take_dataset(self, manifest: Manifest) -> None:
         """The dataset is complete: nothing is written any more."""
+        if self.part.split not in manifest.splits:
+            raise DatasetExistsError(
+                f"{self._root} holds a dataset without the split {self.part.split}; write that to another path, and "
+                f"join it with `logitstore append`"
+            )
         now = self.plan(0)
         check_same(self._root, plan_of(manifest, now), now)
-        totals = manifest.totals
-        highest = -1 if totals.highest_id is None else totals.highest_id
-        self.summary = Summary(
-            totals.sequences, totals.positions, totals.candidates, totals.bytes,
-            dict(totals.encodings), dict(totals.columns), highest,
-        )  # fmt: skip
+        self.summary = Summary.of_totals(manifest.totals)
         self.finished = True
         self._dataset = manifest
 
@@ -188,8 +192,9 @@ class PartWriter:
         """Go on where an earlier writer stopped; the number of the next shard."""
         check_same(self._root, state.plan, self.plan(state.plan.first))
         if self.settings.logit_width is None:
-            self.settings = replace(self.settings, logit_width=state.plan.logit_width)
+            self.settings = replace(self.settings, logit_width=state.logit_width)
         self._overwrite = state.plan.overwrite
+        check_known(self._root, state)
         for info in state.shards:
             settle(self._root, state, info)
             self._before.take(shard_hashes(self._root, state, info))
@@ -205,7 +210,7 @@ class PartWriter:
         self._before.take(np.array(hashes, np.uint64))
         self._journal = Journal(self._directory, state.end if state.opened is None else state.ends[len(entries)])
         if state.opened is not None and entries:
-            schema = pa.ipc.read_schema(pa.py_buffer(state.schema))
+            schema = arrow_schema(state.schema)
             self._shard = ShardWriter(self._root / state.opened.path, schema, entries, hashes)
             self._finish_full_shard()
         remove_unknown(self._root, state, keep=bool(entries))
@@ -234,12 +239,13 @@ class PartWriter:
             tokenizer=None if tokenizer is None else describe_tokenizer(tokenizer, ()),
             source=self.origin.source,
             lineage=self.origin.lineage,
+            fingerprint=self.origin.fingerprint,
         )
 
     @property
-    def failure(self) -> BaseException | None:
-        """What ended the writing before its time."""
-        return self._failure
+    def begun(self) -> bool:
+        """Whether there are chunks, whose header is fixed."""
+        return self._journal is not None and (self._shard is not None or self.summary.sequences > 0)
 
     def numbered(self, number: int) -> str:
         """The id of a sequence by its running number: that among those of all parts."""
@@ -289,7 +295,16 @@ class PartWriter:
                 f"{len(sequence.ids)} candidates, over the limit of {SEQUENCE_CANDIDATES}: cut the sequence up, or use "
                 f"top_k"
             )
+        self._check_process()
         self._new(sequence.id)
+        try:
+            self._take(sequence, column_bytes, given)
+        except BaseException as error:  # what was half taken, as by Ctrl-C, is not committed
+            self._failure = error
+            self.abort()
+            raise
+
+    def _take(self, sequence: StoredSequence, column_bytes: int, given: Candidates | None) -> None:
         size = (len(sequence.ids), len(sequence.tokens), column_bytes)
         limits = (self.settings.chunk_candidates, CHUNK_POSITIONS, CHUNK_COLUMN_BYTES)
         if self._open and any(a + b > c for a, b, c in zip(self._open_size, size, limits, strict=True)):
@@ -314,7 +329,12 @@ class PartWriter:
         """Make chunks durable that were written too long ago, or too many."""
         if self._shard is not None and self._journal is not None and self._shard.sync_is_due:
             self._shard.sync()
+            self._journal.write(Synced(bytes=self._shard.bytes))
             self._journal.sync()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise InvalidInputError("this writer is that of another process, of which this one is a copy; use it there")
 
     def _flush(self) -> None:
         """Write the open chunk; close the shard when it is large enough.
@@ -323,25 +343,20 @@ class PartWriter:
         """
         if not self._open:
             return
-        try:
-            user = self.columns.arrays(self._open)
-            journal = self._begun()
-            if self._shard is None:
-                schema = shard_schema(self.settings.header(), self.columns.fields())
-                path = shard_path(self._root, self.part, self._next)
-                make_directory(path.parent)
-                journal.write(Opened(path=self._relative(path), schema=schema.serialize().to_pybytes()))
-                self._shard = ShardWriter(path, schema)
-                self._next += 1
-            entry = self._shard.write(self._open, user)
-            journal.write(_chunk_line(entry, self._open[-1].id, self.summary))
-            self._open, self._open_size = [], (0, 0, 0)
-            self.sync_if_due()
-            self._finish_full_shard()
-        except BaseException as error:
-            self._failure = error
-            self.abort()
-            raise
+        user = self.columns.arrays(self._open)
+        journal = self._begun()
+        if self._shard is None:
+            schema = shard_schema(self.settings.header(), self.columns.fields())
+            path = shard_path(self._root, self.part, self._next)
+            make_directory(path.parent)
+            journal.write(Opened(path=self._relative(path), schema=schema.serialize().to_pybytes()))
+            self._shard = ShardWriter(path, schema)
+            self._next += 1
+        entry = self._shard.write(self._open, user)
+        journal.write(chunk_line(entry, self._open[-1].id, self.summary))
+        self._open, self._open_size = [], (0, 0, 0)
+        self.sync_if_due()
+        self._finish_full_shard()
 
     def _begun(self) -> Journal:
         """The journal, its first line written."""
@@ -407,17 +422,27 @@ class PartWriter:
             raise InvalidInputError(f"nothing was committed, since writing failed before: {self._failure}")
         if self.closed:
             return None
+        self._check_process()
         try:
             state = self.finish()
-            old = existing_manifest(self._root)
             manifest = None
-            if state is not None and self.part.of == 1:
-                manifest = publish(self._root, [state], old).manifest
-        except BaseException:
+            if state is not None and self._alone:
+                manifest = self._publish(state)
+        except BaseException as error:
+            self._failure = error
             self.abort()
             raise
         self.release()
         return manifest
+
+    def _publish(self, state: State) -> Manifest:
+        old = existing_manifest(self._root)
+        if old is not None and not self._overwrite and not is_published(state, old):
+            raise DatasetExistsError(
+                f"{self._root}: another writer made a dataset here meanwhile; what was written stays in parts/ and "
+                f"data/, and can replace that one (`logitstore commit --overwrite`)"
+            )
+        return publish(self._root, [state], old).manifest
 
     def finish(self, tokenizer: TokenizerInfo | None = None) -> State | None:
         """Write what is left, and end the part, which stays locked; None where the dataset was complete before.
@@ -441,12 +466,18 @@ class PartWriter:
             journal.write(Done(tokenizer=tokenizer))
         journal.close()
         state = read_part(self._root, self.part)
-        if state is None:
-            raise CorruptDataError("the journal was changed meanwhile", code="journal", path=str(self._directory))
+        if state is None or state.done is None or state.sums.sequences != self.summary.sequences:
+            raise CorruptDataError(
+                "the journal is damaged, or was changed meanwhile; save what was written with `logitstore recover`",
+                code="journal",
+                path=str(self._directory / JOURNAL_NAME),
+            )
         return state
 
     def abort(self) -> None:
-        """Stop: complete chunks stay, to be gone on with."""
+        """Stop: complete chunks stay, to be gone on with; in a copy of the process nothing is done."""
+        if self._process != os.getpid():
+            return
         for each in (self._shard, self._journal):
             if each is not None:
                 with contextlib.suppress(OSError):  # what ended the writing is the error to show
@@ -465,24 +496,3 @@ class PartWriter:
             for directory in (self._directory, self._root / PARTS_DIRECTORY, *made):
                 with contextlib.suppress(OSError):
                     directory.rmdir()
-
-
-def _lock(directory: Path, busy: str) -> FileLock:
-    while True:
-        make_directory(directory)
-        with contextlib.suppress(FileNotFoundError):  # another writer, which wrote nothing, removed it just now
-            return FileLock(directory / LOCK_NAME, busy)
-
-
-def _chunk_line(entry: ChunkEntry, last: str, summary: Summary) -> Chunked:
-    offset, length, sequences, positions, candidates, found = entry
-    return Chunked(
-        offset=offset,
-        length=length,
-        sequences=sequences,
-        positions=positions,
-        candidates=candidates,
-        digest=found.hex(),
-        last=last,
-        sums=summary.sums(),
-    )

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from logitstore.errors import CorruptDataError, SourceNotFoundError, UnsupportedVersionError
 from logitstore.io import GrowingFile, MappedFile, regular_size
-from logitstore.schema import ShardInfo, TokenizerInfo
+from logitstore.io.lock import is_locked
+from logitstore.schema import ShardHeader, ShardInfo, TokenizerInfo, parse_header
+from logitstore.schema.header import HEADER_KEY
 from logitstore.schema.journal import (
     JOURNAL_NAME,
+    LINE_BYTES,
     PARTS_DIRECTORY,
     Chunked,
     Closed,
@@ -26,15 +29,15 @@ from logitstore.schema.journal import (
     Plan,
     Sent,
     Sums,
+    Synced,
     decode_line,
     encode_line,
 )
-from logitstore.shard.chunk import FORMAT_FIELDS
+from logitstore.shard.chunk import FORMAT_FIELDS, FORMAT_NAMES
 from logitstore.shard.layout import HASH_DTYPE, digest
 from logitstore.shard.reader import Shard
 
 LOCK_NAME: Final = "lock"
-_LINE_BYTES: Final = 2**25  # a schema message at its limit, in base64
 
 NOTHING: Final = Sums(
     sequences=0, positions=0, candidates=0, encodings={}, columns={}, highest_id=-1,
@@ -59,6 +62,7 @@ class State:
         end: bytes of the journal.
         ends: of the journal before the shard that is not complete, and behind each of its chunks.
         before: sums before that shard.
+        synced: bytes of that shard that are known to be on the disk.
     """
 
     plan: Plan
@@ -73,6 +77,7 @@ class State:
     end: int = 0
     ends: tuple[int, ...] = ()
     before: Sums = NOTHING
+    synced: int = 0
 
     @property
     def part(self) -> Part:
@@ -85,6 +90,11 @@ class State:
         return self.plan.tokenizer if self.done is None else self.done.tokenizer
 
     @property
+    def logit_width(self) -> int | None:
+        """The width that its shards say; it may not have been known when the part was begun."""
+        return header_of(self.schema).logit_width if self.schema else self.plan.logit_width
+
+    @property
     def user_columns(self) -> dict[str, str] | None:
         """Names and types of the users' columns; None where there is no shard yet."""
         return {field.name: str(field.type) for field in user_fields(self.schema)} if self.schema else None
@@ -95,10 +105,38 @@ class State:
         return sum(shard.bytes for shard in self.shards) + sum(chunk.length for chunk in self.chunks)
 
 
-def user_fields(schema: bytes) -> list[pa.Field]:
-    """The users' columns of a schema message."""
-    fields: list[pa.Field] = list(pa.ipc.read_schema(pa.py_buffer(schema)))
-    return fields[len(FORMAT_FIELDS) :]
+def arrow_schema(message: bytes) -> pa.Schema:
+    """The schema of a shard from its message.
+
+    Raises:
+        CorruptDataError: it is none.
+    """
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(message))
+        names = schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptDataError(f"the journal's schema is none: {error}", code="journal") from error
+    if names[: len(FORMAT_FIELDS)] != FORMAT_NAMES or HEADER_KEY not in (schema.metadata or {}):
+        raise CorruptDataError("the journal's schema is not that of a shard", code="journal")
+    return schema
+
+
+def header_of(message: bytes) -> ShardHeader:
+    """The header of a shard from its schema message.
+
+    Raises:
+        CorruptDataError: it is none.
+    """
+    return parse_header(arrow_schema(message).metadata[HEADER_KEY])
+
+
+def user_fields(message: bytes) -> list[pa.Field]:
+    """The users' columns of a schema message.
+
+    Raises:
+        CorruptDataError: it is none.
+    """
+    return list(arrow_schema(message))[len(FORMAT_FIELDS) :]
 
 
 def part_directory(root: Path, part: Part) -> Path:
@@ -110,6 +148,12 @@ def part_names(root: Path) -> list[Part]:
     """The parts that have a directory, in order."""
     found = (Part.of_directory(path.name) for path in (root / PARTS_DIRECTORY).glob("*-of-*") if path.is_dir())
     return sorted(part for part in found if part is not None)
+
+
+def is_begun(root: Path, part: Part) -> bool:
+    """Whether a part has a journal, or a writer at work that may begin one."""
+    directory = part_directory(root, part)
+    return (directory / JOURNAL_NAME).exists() or is_locked(directory / LOCK_NAME)
 
 
 def read_parts(root: Path) -> list[State]:
@@ -150,7 +194,7 @@ def _gather(lines: Iterator[tuple[Line, int]], part: Part) -> State | None:
             ends.append(end)
             continue
         if state is not None and chunks:
-            state = replace(state, sums=chunks[-1].sums, last=chunks[-1].last, end=ends[-1])
+            state = replace(state, sums=chunks[-1].sums, last=chunks[-1].last, end=max(state.end, ends[-1]))
         if isinstance(line, Opened):
             chunks, ends = [], [state.end if state is not None else 0]
         if isinstance(line, Closed):
@@ -163,7 +207,7 @@ def _gather(lines: Iterator[tuple[Line, int]], part: Part) -> State | None:
     if state.part != part:
         raise CorruptDataError(f"this is the journal of {state.part}", code="journal")
     if chunks:
-        state = replace(state, sums=chunks[-1].sums, last=chunks[-1].last, end=ends[-1])
+        state = replace(state, sums=chunks[-1].sums, last=chunks[-1].last, end=max(state.end, ends[-1]))
     return replace(state, shards=tuple(shards), chunks=tuple(chunks), ends=tuple(ends))
 
 
@@ -174,16 +218,37 @@ def _after(state: State | None, line: Line, end: int) -> State:
     if state is None:
         raise CorruptDataError("the journal does not begin with a plan", code="journal")
     if isinstance(line, Opened):
-        return replace(state, opened=line, schema=line.schema, before=state.sums, end=end)
+        _check_own(state, line.path)
+        return replace(state, opened=line, schema=line.schema, before=state.sums, synced=0, end=end)
+    if isinstance(line, Synced):
+        return replace(state, synced=line.bytes, end=end)
     if isinstance(line, Closed):
         if state.opened is None or line.info.path != state.opened.path:
             raise CorruptDataError("the journal closes another shard than it opened", code="journal")
         return replace(state, opened=None, end=end)
     if isinstance(line, Sent):
+        _check_own(state, line.path)
         return replace(state, sent={**state.sent, line.path: line.place}, end=end)
     if isinstance(line, Done):
         return replace(state, done=line, end=end)
     raise CorruptDataError("the journal has a chunk outside a shard", code="journal")
+
+
+def _check_own(state: State, path: str) -> None:
+    if not state.part.owns(path):
+        raise CorruptDataError(f"the journal of {state.part} names {path!r}, which is no shard of it", code="journal")
+
+
+def read_plan(root: Path, part: Part) -> Plan | None:
+    """What the writer of a part was told; None where it was not begun.
+
+    Raises:
+        CorruptDataError: the journal is none.
+        UnsupportedVersionError: a later release wrote it.
+    """
+    for line, _ in _lines(part_directory(root, part) / JOURNAL_NAME):
+        return line if isinstance(line, Plan) else None
+    return None
 
 
 def _lines(path: Path) -> Iterator[tuple[Line, int]]:
@@ -194,7 +259,7 @@ def _lines(path: Path) -> Iterator[tuple[Line, int]]:
         return
     with path.open("rb") as file:
         end = 0
-        while data := file.readline(_LINE_BYTES):
+        while data := file.readline(LINE_BYTES):
             line = decode_line(data, first=end == 0)
             if line is None:
                 return
@@ -216,8 +281,17 @@ class Journal:
             path.unlink(missing_ok=True)
         self._file = GrowingFile(path, keep)
 
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.size
+
     def write(self, line: Line) -> None:
-        """Append a line."""
+        """Append a line.
+
+        Raises:
+            InvalidInputError: it is too long.
+        """
         self._file.write(encode_line(line))
 
     def sync(self) -> None:

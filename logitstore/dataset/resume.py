@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 
+from logitstore.dataset.agree import Described, agree
 from logitstore.dataset.commit import part_files
-from logitstore.dataset.parts import State
+from logitstore.dataset.parts import State, arrow_schema, part_directory, part_names, read_plan
 from logitstore.errors import CorruptDataError, InvalidInputError, SourceNotFoundError
 from logitstore.io import MappedFile, partial_path, sync_directory
 from logitstore.schema import Manifest, ShardInfo
-from logitstore.schema.journal import Plan
+from logitstore.schema.journal import JOURNAL_NAME, Plan
 from logitstore.shard.layout import digest, id_hash
 from logitstore.shard.message import check_message
 from logitstore.shard.writer import ChunkEntry
@@ -32,6 +34,9 @@ def check_same(root: Path, before: Plan, now: Plan) -> None:
     """
     for name in Plan.__struct_fields__:
         if name in _OF_THE_RUN:
+            continue
+        if name == "fingerprint":
+            _check_fingerprint(root, before, now)
             continue
         was, is_now = getattr(before, name), getattr(now, name)
         if name == "tokenizer":  # its identity; not how its files are spelled
@@ -93,27 +98,94 @@ def whole_chunks(root: Path, state: State) -> tuple[list[ChunkEntry], list[int]]
     hashes: list[int] = []
     if state.opened is None:
         return entries, hashes
+    path = partial_path(root / state.opened.path)
     try:
-        file = MappedFile(partial_path(root / state.opened.path))
+        file = MappedFile(path)
     except SourceNotFoundError:
+        if state.synced:
+            raise CorruptDataError(
+                "it is missing; save the others with `logitstore recover`", code="shard-missing", path=str(path)
+            ) from None
         return entries, hashes
     length = len(state.opened.schema)
-    if file.size < length or file.read(0, length).to_pybytes() != state.opened.schema:
-        return entries, hashes
-    schema = pa.ipc.read_schema(pa.py_buffer(state.opened.schema))
-    for chunk in state.chunks:
+    schema = arrow_schema(state.opened.schema)
+    whole = file.size >= length and file.read(0, length).to_pybytes() == state.opened.schema
+    for chunk in state.chunks if whole else ():
         if chunk.offset + chunk.length > file.size:
             break
         message = file.read(chunk.offset, chunk.length)
         if digest(message).hex() != chunk.digest:
-            break  # not synced before the system stopped
+            break
         check_message(message)
-        batch = pa.ipc.read_record_batch(message, schema)
-        batch.validate(full=True)
+        try:
+            batch = pa.ipc.read_record_batch(message, schema)
+            batch.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptDataError(f"a chunk is none: {error}", code="chunk-message", path=file.path) from error
         hashes += [id_hash(value) for value in batch.column(0).to_pylist()]
         sizes = (chunk.offset, chunk.length, chunk.sequences, chunk.positions, chunk.candidates)
         entries.append((*sizes, bytes.fromhex(chunk.digest)))
+    end = entries[-1][0] + entries[-1][1] if entries else 0
+    if end < state.synced:  # else what follows was not synced before the system stopped
+        raise CorruptDataError(
+            f"its bytes from {end} on were changed after they were synced; save the others with `logitstore recover`",
+            code="chunk-digest",
+            path=file.path,
+        )
     return entries, hashes
+
+
+def check_known(root: Path, state: State) -> None:
+    """Refuse to go on where the journal does not know of a complete shard: it would be lost.
+
+    Raises:
+        CorruptDataError: naming it.
+    """
+    known = {info.path for info in state.shards}
+    directory = part_directory(root, state.part)
+    for path, number in part_files(root, state.part).items():
+        unknown = path.suffix == ".arrow" and path.relative_to(root).as_posix() not in known
+        if unknown and number >= state.plan.first:
+            raise CorruptDataError(
+                f"the journal of {state.part} is damaged: it does not know of {path.name}, which is complete; save "
+                f"what is there with `logitstore recover`",
+                code="journal",
+                path=str(directory / JOURNAL_NAME),
+            )
+    names = {name.rpartition("/")[2] for name in known}
+    for path in directory.glob("*.ids"):
+        if path.stem not in names:
+            raise CorruptDataError(
+                f"the journal of {state.part} is damaged: it does not know of {path.stem}, which was sent",
+                code="journal",
+                path=str(directory / JOURNAL_NAME),
+            )
+
+
+def check_siblings(root: Path, now: Plan) -> None:
+    """Refuse a part that could not be joined with the others.
+
+    Raises:
+        InvalidInputError: naming the other one, and the difference.
+    """
+    own = described(now)
+    for part in part_names(root):
+        if part.of == now.part.of > 1 and part.split == now.part.split and part != now.part:
+            other = read_plan(root, part)
+            width = None if other is None else other.logit_width
+            if other is not None:
+                either = own.logit_width if width is None else width  # it may not be known yet
+                agree(
+                    [replace(described(other), logit_width=either), replace(own, logit_width=own.logit_width or either)]
+                )
+
+
+def described(plan: Plan) -> Described:
+    """What a part says of itself before its first sequence."""
+    return Described(
+        str(plan.part), plan.normalised, plan.temperature, plan.logit_width, plan.sampling, plan.teacher,
+        plan.tokenizer, None, {}, plan.source, plan.lineage,
+    )  # fmt: skip
 
 
 def remove_unknown(root: Path, state: State, *, keep: bool) -> None:
@@ -128,6 +200,16 @@ def remove_unknown(root: Path, state: State, *, keep: bool) -> None:
     for path in part_files(root, state.part):
         if path.suffix == ".partial" and (opened is None or path != partial_path(opened)):
             path.unlink()
+
+
+def _check_fingerprint(root: Path, before: Plan, now: Plan) -> None:
+    for key in {**before.fingerprint, **now.fingerprint}:
+        was, is_now = before.fingerprint.get(key), now.fingerprint.get(key)
+        if was != is_now:
+            raise InvalidInputError(
+                f"{root}: {now.part} was begun with another {key} ({was or 'none'}, and now {is_now or 'none'}); go on "
+                f"with the same, or begin anew (--overwrite)"
+            )
 
 
 def _difference(name: str, was: Any, is_now: Any) -> tuple[str, Any, Any]:

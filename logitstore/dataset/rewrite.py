@@ -175,7 +175,9 @@ class Output:
                 )
                 origin = Origin(manifest.teacher, None, given.as_source, given.lineage)
                 part, columns = Part(split=split), KeptColumns(fields)
-                self._writers[split] = PartWriter(self._root, part, settings, origin, columns, overwrite=overwrite)
+                self._writers[split] = PartWriter(
+                    self._root, part, settings, origin, columns, overwrite=overwrite, alone=False
+                )
         except BaseException:
             self._discard()
             raise

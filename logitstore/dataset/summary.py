@@ -126,6 +126,19 @@ class Summary:
             alignment=Alignment(np.array(sums.hits, np.int64), sums.scored),
         )
 
+    @classmethod
+    def of_totals(cls, totals: Totals) -> Summary:
+        """The inverse of `totals`; what rounding cost is not among them."""
+        return cls(
+            sequences=totals.sequences,
+            positions=totals.positions,
+            candidates=totals.candidates,
+            bytes=totals.bytes,
+            encodings=dict(totals.encodings),
+            columns=dict(totals.columns),
+            highest_id=-1 if totals.highest_id is None else totals.highest_id,
+        )
+
     def totals(self, shards: int, size: int) -> Totals:
         """As the manifest has them.
 

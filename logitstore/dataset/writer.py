@@ -24,7 +24,7 @@ from logitstore.dataset.usercolumns import UserColumns, own_values
 from logitstore.encoding.values import Encoding, Values, ValuesOption, encode_values
 from logitstore.errors import InvalidInputError, LogitStoreWarning
 from logitstore.io.store import local_path
-from logitstore.limits import CHUNK_CANDIDATES
+from logitstore.limits import CHUNK_CANDIDATES, SEQUENCE_ID_BYTES
 from logitstore.schema import Manifest, Source, Teacher
 from logitstore.schema.header import Normalised
 from logitstore.schema.journal import Part
@@ -68,6 +68,7 @@ class Writer:
             there is nothing; changes nothing where the dataset is finished.
         sink: takes complete shards to another place while writing goes on, such as `logitstore.hub.HubSink`; they are
             removed here when they have arrived. None leaves them here.
+        fingerprint: what else has to be the same when this is gone on with, by name: digests of inputs, say.
         part: number of this writer and how many there are, `3/16` (from `0/16` to `15/16`), where several write one
             split, in other processes or on other machines; `logitstore.commit` joins what they wrote.
 
@@ -101,6 +102,7 @@ class Writer:
         overwrite: bool = False,
         resume: bool = False,
         part: str | None = None,
+        fingerprint: Mapping[str, str] | None = None,
         sink: Sink | None = None,
     ) -> None:
         if overwrite and resume:
@@ -121,12 +123,12 @@ class Writer:
             shard_bytes=shard_bytes,
             cut=checked.Cut(top_k, top_p, min_k),
         )
-        root = local_path(path, "write to a directory, and publish it with `logitstore push`")
+        root = local_path(path, "write to a directory, and publish it with `logitstore push`").absolute()
         self._part = PartWriter(
             root,
             Part.parse(split, part),
             settings,
-            Origin(_as_teacher(teacher), tokenizer, source, lineage),
+            Origin(_as_teacher(teacher), tokenizer, source, lineage, dict(fingerprint or {})),
             UserColumns(columns),
             overwrite=overwrite,
             resume=resume,
@@ -269,13 +271,18 @@ class Writer:
                 return
             token_array = checked.as_tokens(tokens)
             width = np.shape(logits)[-1] if np.ndim(logits) == 2 else 0
-            settings = self.settings.with_logit_width(width, fixed=self.summary.sequences > 0)
+            settings = self.settings.with_logit_width(width, fixed=self.summary.sequences > 0 or self._part.begun)
             kept = reduce_logits(token_array, logits, settings.cut.top_k or DEFAULT_LOGITS_TOP_K)
-            self._part.settings = settings
             optional = _optional(
                 len(token_array), kept.target_logprob, kept.target_rank, kept.logsumexp, entropy, loss_mask
             )
-            self._store(name, token_array, kept.candidates, kept.tail, optional, columns)
+            before, self._part.settings = self.settings, settings
+            try:
+                self._store(name, token_array, kept.candidates, kept.tail, optional, columns)
+            except InvalidInputError:
+                if not self.summary.sequences:  # what was refused does not say how wide the others are
+                    self._part.settings = before
+                raise
 
     def add_draws(
         self,
@@ -386,6 +393,8 @@ class _Adding:
     def __enter__(self) -> str:
         if not isinstance(self.name, str):
             raise InvalidInputError(f"the id {self.name!r} is no string")
+        if len(self.name) > SEQUENCE_ID_BYTES:
+            raise InvalidInputError(f"an id of {len(self.name)} characters; the limit is {SEQUENCE_ID_BYTES}")
         try:
             self.name.encode()
         except UnicodeEncodeError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Self
 
-from logitstore.errors import DatasetExistsError
+from logitstore.errors import DatasetExistsError, LogitStoreWarning
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -48,7 +49,8 @@ class FileLock:
         if self._descriptor is not None:
             if os.name != "nt":  # there, an open file cannot be removed
                 with contextlib.suppress(OSError):
-                    self.path.unlink()
+                    if os.path.samestat(os.fstat(self._descriptor), self.path.stat()):  # else it is another one's
+                        self.path.unlink()
             self.forget()
             if os.name == "nt":
                 with contextlib.suppress(OSError):
@@ -62,13 +64,13 @@ class FileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock of this file."""
+    """Whether somebody holds the lock of this file; also for those who may only read."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not _lock(descriptor)
+        return not _lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
 
@@ -87,8 +89,8 @@ def _locked(path: Path, busy: str) -> int:
     raise DatasetExistsError(busy)
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the file is ours now; also where the file system has no locks."""
+def _lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Whether the file is ours now; also where the file system has no locks, with a warning."""
     try:
         if os.name == "nt":
             msvcrt: Any = __import__("msvcrt")
@@ -96,11 +98,16 @@ def _lock(descriptor: int) -> bool:
         else:
             import fcntl  # noqa: PLC0415 - not on Windows
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        if not shared:
+            warnings.warn(
+                f"this file system has no locks ({error.strerror}): nothing keeps two writers of one part apart",
+                LogitStoreWarning,
+                2,
+            )
     return True
 
 

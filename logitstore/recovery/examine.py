@@ -26,6 +26,7 @@ from logitstore.shard.reader import Shard
 from logitstore.shard.salvage import (
     FoundTail,
     Message,
+    find_contradicted,
     find_digests,
     find_hashes,
     find_index,
@@ -379,6 +380,8 @@ class _Salvage:
         first = sorted((m for m in every.values() if m.digest in vouched), key=lambda m: m.offset)
         taken = _apart(first, [])
         doubtful = [m for m in every.values() if m.digest not in vouched and m.bounded and not spans.touch(m)]
+        contradicted = find_contradicted(self.data, trailer, doubtful)
+        doubtful = [m for m in doubtful if m.offset not in contradicted]
         messages = _apart(sorted(doubtful, key=lambda m: m.offset), taken)
         wrong: dict[bytes, str] = {}
         for message in messages:

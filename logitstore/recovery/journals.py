@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from logitstore.io import regular_size
 from logitstore.schema import ShardInfo, TokenizerInfo
 from logitstore.schema.journal import (
     JOURNAL_NAME,
+    LINE_BYTES,
     Chunked,
     Closed,
     Done,
@@ -24,12 +25,11 @@ from logitstore.schema.journal import (
     Part,
     Plan,
     Sent,
+    Synced,
     decode_line,
 )
 from logitstore.shard.layout import INDEX_DTYPE
 from logitstore.shard.writer import ChunkEntry
-
-_LINE_BYTES: Final = 2**25  # a schema message at its limit, in base64
 
 
 @dataclass(slots=True)
@@ -115,8 +115,10 @@ class _Reading:
         else:
             self._entries.append((*sizes, digest))
 
-    def line(self, line: Plan | Opened | Closed | Sent | Done) -> None:
+    def line(self, line: Plan | Opened | Synced | Closed | Sent | Done) -> None:
         """Any other line."""
+        if isinstance(line, Synced):
+            return
         if isinstance(line, Plan):
             self.found.plan, self.found.tokenizer = line, line.tokenizer
         elif isinstance(line, Done):
@@ -150,7 +152,7 @@ def _lines(path: Path) -> Iterator[Line | None]:
         return
     whole, first = True, True
     with path.open("rb") as file:
-        while data := file.readline(_LINE_BYTES):
+        while data := file.readline(LINE_BYTES):
             line = _line(data, first=first)
             first = False
             if not whole and line is not None:

@@ -62,10 +62,8 @@ def held(root: Path, *, changing: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if changing:
-            made = not (root / PARTS_DIRECTORY).exists()
             make_directory(root / PARTS_DIRECTORY)
-            if made:
-                stack.callback(_remove_empty, root / PARTS_DIRECTORY)
+            stack.callback(_remove_empty, root / PARTS_DIRECTORY)
             busy = f"{root}: another `logitstore` command is changing it; wait for it"
             stack.enter_context(FileLock(root / PARTS_DIRECTORY / LOCK_NAME, busy))
         elif is_locked(root / PARTS_DIRECTORY / LOCK_NAME):

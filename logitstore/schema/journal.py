@@ -74,9 +74,16 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, order=True):
     def of_directory(cls, name: str) -> Part | None:
         """The inverse of `name`; None where it is no part's."""
         match = _DIRECTORY.fullmatch(name)
-        if match is None or int(match["number"]) >= int(match["of"]):
+        if match is None or not int(match["number"]) < int(match["of"]) <= MOST_PARTS:
             return None
-        return cls(split=match["split"], number=int(match["number"]), of=int(match["of"]))
+        part = cls(split=match["split"], number=int(match["number"]), of=int(match["of"]))
+        return part if part.name == name else None
+
+    def owns(self, path: str) -> bool:
+        """Whether a path in a dataset is one of its shards."""
+        return (
+            re.fullmatch(rf"data/{re.escape(self.split)}/{re.escape(self.stem)}-[0-9]{{5,}}\.arrow", path) is not None
+        )
 
     @property
     def name(self) -> str:
@@ -104,6 +111,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan", tag_field="lin
         sampling: as in the manifest; so are the others.
         chunk_candidates: a chunk closes at this many candidates.
         shard_bytes: a shard closes at this many bytes.
+        fingerprint: what else has to be the same when it is gone on with, by name.
     """
 
     version: str
@@ -121,6 +129,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan", tag_field="lin
     tokenizer: TokenizerInfo | None
     source: Source | None
     lineage: tuple[Source, ...] = ()
+    fingerprint: dict[str, str] = {}
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="shard-opened", tag_field="line"):
@@ -150,7 +159,7 @@ class Sums(msgspec.Struct, frozen=True, kw_only=True):
     max_error: float | None
     kl_sum: float | None
     kl_positions: Count
-    hits: tuple[Count, ...]
+    hits: Annotated[tuple[Count, ...], Meta(min_length=3, max_length=3)]
     scored: Count
 
 
@@ -174,6 +183,12 @@ class Chunked(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field=
     sums: Sums
 
 
+class Synced(msgspec.Struct, frozen=True, kw_only=True, tag="synced", tag_field="line"):
+    """So many bytes of the shard that was opened last are on the disk."""
+
+    bytes: Count
+
+
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="shard", tag_field="line"):
     """The shard that was opened last is complete; written before it gets its name."""
 
@@ -193,12 +208,23 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done", tag_field="lin
     tokenizer: TokenizerInfo | None
 
 
-Line = Plan | Opened | Chunked | Closed | Sent | Done
+Line = Plan | Opened | Chunked | Synced | Closed | Sent | Done
+
+LINE_BYTES: Final = 2**25
+"""The longest line: a schema message at its limit, in base64."""
 
 
 def encode_line(line: Line) -> bytes:
-    """A line of the journal."""
+    """A line of the journal.
+
+    Raises:
+        InvalidInputError: it is too long to be read again.
+    """
     body = msgspec.json.encode(line)
+    if len(body) > LINE_BYTES - 2 * _SUM_DIGITS:
+        raise InvalidInputError(
+            f"what is told the writer takes {len(body)} bytes; source, lineage and the like are too long"
+        )
     return xxhash.xxh3_64_hexdigest(body).encode() + b" " + body + b"\n"
 
 

@@ -9,7 +9,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
@@ -40,6 +40,7 @@ from logitstore.shard.reader import Shard
 from logitstore.shard.scalars import numbers
 
 _PREFIX: Final = struct.Struct("<iI")  # continuation mark, bytes of metadata
+_PLACE: Final = struct.Struct("<QQ")  # how an entry of an index begins
 _MARK: Final = b"\xff\xff\xff\xff"
 _EIGHTS: Final = b"[" + b"".join(re.escape(bytes([n])) for n in range(0, 256, 8)) + b"]"
 _START: Final = re.compile(_MARK + _EIGHTS + rb"..\x00...\x00", re.DOTALL)  # length and root of the metadata: < 2^24
@@ -182,21 +183,38 @@ def find_messages(data: memoryview) -> Iterator[Message]:
 
 def find_digests(data: memoryview, start: int, digests: set[bytes]) -> set[bytes]:
     """Those digests that stand anywhere from here on: in an index, whole or not."""
-    if not digests:
-        return set()
-    halves = np.unique(np.frombuffer(b"".join(each[:8] for each in digests), "<u8"))
-    found: set[bytes] = set()
+    return {found for _, found in _find(data, start, digests)}
+
+
+def find_contradicted(data: memoryview, start: int, messages: Iterable[Message]) -> set[int]:
+    """Offsets of those messages of which an entry of an index, from here on, says another digest.
+
+    An entry counts where the one behind it follows: what is left of an index may end within a digest.
+    """
+    by_place = {_PLACE.pack(message.offset, message.length): message for message in messages}
+    found: set[int] = set()
+    for at, key in _find(data, start, set(by_place)):
+        message = by_place[key]
+        said, following = bytes(data[at + 32 : at + 48]), bytes(data[at + 48 : at + 56])
+        if following == struct.pack("<Q", message.offset + message.length) and said != message.digest:
+            found.add(message.offset)
+    return found
+
+
+def _find(data: memoryview, start: int, keys: set[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Where any of some keys of 16 bytes stands, from a place on."""
+    if not keys:
+        return
+    halves = np.unique(np.frombuffer(b"".join(each[:8] for each in keys), "<u8"))
     for begin in range(start, len(data), _BLOCK):
-        block = data[begin : begin + _BLOCK + 24]  # an index may stand across the border of two blocks
-        for shift in range(8):
-            count = (len(block) - shift) // 8
-            values = np.frombuffer(block, "<u8", max(0, count), shift) if count > 0 else np.empty(0, np.uint64)
+        block = data[begin : begin + _BLOCK + 24]  # one may stand across the border of two blocks
+        for shift in range(min(8, len(block))):
+            values = np.frombuffer(block, "<u8", (len(block) - shift) // 8, shift)
             nearest = np.minimum(np.searchsorted(halves, values), len(halves) - 1)
             for place in np.flatnonzero(halves[nearest] == values).tolist():
                 at = shift + 8 * place
-                if (each := bytes(block[at : at + 16])) in digests:
-                    found.add(each)
-    return found
+                if (each := bytes(block[at : at + 16])) in keys:
+                    yield begin + at, each
 
 
 def _message_bytes(data: memoryview, place: int) -> int | None:
