@@ -317,7 +317,7 @@ def _written_ids(source: Input) -> list[str]:
     if source.size is None or table_kind(source) != "parquet":
         return []
     try:
-        return _IDS.decode(pq.read_metadata(source.path).metadata.get(IDS_KEY, b"[]"))
+        return _IDS.decode((pq.read_metadata(source.path).metadata or {}).get(IDS_KEY, b"[]"))
     except (pa.ArrowException, OSError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return []  # where the file is damaged, reading it says so
 

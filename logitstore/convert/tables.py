@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from logitstore.convert.arrow_claims import check_arrow
 from logitstore.convert.base import Import, Item, Parse, Piece, Record, Tally
 from logitstore.convert.lines import JSONL, decode, has_keys, read_lines
+from logitstore.convert.parquet_claims import Claims
 from logitstore.convert.source import Input
 from logitstore.errors import LogitStoreError, SourceError
 from logitstore.shard.layout import END_MARK
@@ -199,12 +201,22 @@ def _open(source: Input) -> _Table:
     try:
         table: _Table = _Parquet(source) if kind == "parquet" else _Ipc(source, stream=kind == "arrow stream")
         names = table.schema.names
+        for number in range(len(names)):
+            _read_names(table.schema.field(number).type)
     except _ARROW_ERRORS as error:
         raise SourceError(f"{source.name}: no whole table ({error}); fetch the file again") from error
     if len(set(names)) != len(names):
         twice = next(name for at, name in enumerate(names) if name in names[:at])
         raise SourceError(f"{source.name}: two columns are called {twice!r}; rename one")
     return table
+
+
+def _read_names(kind: pa.DataType) -> None:
+    """Read the names of nested fields, which are of no use where they are not UTF-8."""
+    for number in range(kind.num_fields):
+        field = kind.field(number)
+        _ = field.name
+        _read_names(field.type)
 
 
 class _Ipc:
@@ -216,6 +228,7 @@ class _Ipc:
         self._stream = stream
         self._reader = pa.ipc.open_stream(self._mapped) if stream else pa.ipc.open_file(self._mapped)
         self.schema: pa.Schema = self._reader.schema
+        check_arrow(source.path, stream=stream)
 
     def batches(self, _columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
         if not self._stream:
@@ -242,11 +255,13 @@ class _Parquet:
 
         self._file = pq.ParquetFile(source.path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
         self.schema: pa.Schema = self._file.schema_arrow
+        self._claims = Claims(source.path)
 
     def batches(self, columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
         chosen = [name for name in self.schema.names if columns is None or name in columns]
         total, rows = self._file.metadata.num_rows, 0
         for number in range(self._file.num_row_groups):
+            self._claims.check(number, chosen)
             size = self._row_bytes(number, chosen)
             at_once = max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, size)))
             for batch in self._group(number, chosen, at_once):
@@ -271,6 +286,7 @@ class _Parquet:
 
     def close(self) -> None:
         self._file.close()
+        self._claims.close()
 
 
 def present(row: Mapping[str, Any], name: str) -> bool:
