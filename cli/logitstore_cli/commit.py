@@ -27,5 +27,5 @@ def command(directory: str, overwrite: bool, as_json: bool) -> None:
         result_json({"unchanged": committed.unchanged, "notes": committed.notes, "totals": totals})
         return
     was = "was committed before; " if committed.unchanged else ""
-    held = f"{totals.sequences:,} sequences, {totals.positions:,} positions in {totals.shards:,} shards"
+    held = f"{totals.sequences:,} sequences, {totals.positions:,} positions in {totals.shards:,} shard{'s' * (totals.shards != 1)}"
     result(f"{directory}: {was}{held}, {size(totals.bytes)}")

@@ -31,7 +31,8 @@ def held(manifest: Manifest) -> str:
     """What a dataset holds, for people."""
     totals = manifest.totals
     sums = f"{totals.sequences:,} sequences, {totals.positions:,} positions"
-    return f"{sums} in {totals.shards:,} shards, {size(totals.bytes)}"
+    shards = f"{totals.shards:,} shard{'s' * (totals.shards != 1)}"
+    return f"{sums} in {shards}, {size(totals.bytes)}"
 
 
 def made(output: str, manifest: Manifest, *, as_json: bool, **more: Any) -> None:
