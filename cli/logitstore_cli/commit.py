@@ -27,5 +27,6 @@ def command(directory: str, overwrite: bool, as_json: bool) -> None:
         result_json({"unchanged": committed.unchanged, "notes": committed.notes, "totals": totals})
         return
     was = "was committed before; " if committed.unchanged else ""
-    held = f"{totals.sequences:,} sequences, {totals.positions:,} positions in {totals.shards:,} shard{'s' * (totals.shards != 1)}"
+    shards = f"{totals.shards:,} shard{'s' * (totals.shards != 1)}"
+    held = f"{totals.sequences:,} sequences, {totals.positions:,} positions in {shards}"
     result(f"{directory}: {was}{held}, {size(totals.bytes)}")
