@@ -10,13 +10,13 @@ for sequence in logitstore.open("out"):
 ```
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from logitstore._version import __version__
 from logitstore.checks import Finding, is_valid, validate
 from logitstore.dataset.commit import commit
-from logitstore.dataset.divide import select, split
-from logitstore.dataset.join import append, merge
 from logitstore.dataset.reader import Dataset, open  # noqa: A004 - as zarr and tarfile name it
-from logitstore.dataset.repack import repack
 from logitstore.dataset.status import status
 from logitstore.dataset.writer import Writer
 from logitstore.errors import (
@@ -38,10 +38,34 @@ from logitstore.errors import (
     SourceNotFoundError,
     UnsupportedVersionError,
 )
-from logitstore.recovery import Lost, Recovered, recover
 from logitstore.schema import Manifest, Source, Teacher
 from logitstore.shard.sequence import Sequence
 from logitstore.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from logitstore.dataset.divide import select, split
+    from logitstore.dataset.join import append, merge
+    from logitstore.dataset.repack import repack
+    from logitstore.recovery import Lost, Recovered, recover
+
+_LATER = {
+    "append": "dataset.join",
+    "merge": "dataset.join",
+    "repack": "dataset.repack",
+    "select": "dataset.divide",
+    "split": "dataset.divide",
+    "Lost": "recovery",
+    "Recovered": "recovery",
+    "recover": "recovery",
+}
+"""What few programs use is imported when it is: `import logitstore` is to be fast."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f"logitstore.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'logitstore' has no attribute {name!r}")
+
 
 __all__ = [
     "CorruptDataError",

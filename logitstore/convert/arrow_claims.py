@@ -17,6 +17,7 @@ _DICTIONARY: Final = 2
 _BATCH: Final = 3
 _TAIL_BYTES: Final = 10  # of a file: the footer's length and ARROW1
 _START_BYTES: Final = 8  # of a message: continuation mark and the length of its metadata
+_OLD_COMPRESSION: Final = b"ARROW:experimental_compression"  # a key of a message's metadata in Arrow 0.17
 _BROKEN: Final = (struct.error, IndexError)
 
 
@@ -48,7 +49,7 @@ def _in_stream(data: mmap.mmap) -> list[int]:
         if mark != 0xFFFFFFFF or length <= 0:
             break
         starts.append(at)
-        body = _field(data, at + _START_BYTES + _to(data, at + _START_BYTES) - (at + _START_BYTES), 3)
+        body = _field(data, _to(data, at + _START_BYTES), 3)
         at += _START_BYTES + length + (0 if body is None else max(0, struct.unpack_from("<q", data, body)[0]))
     return starts
 
@@ -80,9 +81,9 @@ def _claimed(data: mmap.mmap, start: int) -> int:
     claimed = 0 if rows is None else ROW_BYTES * max(0, struct.unpack_from("<q", data, rows)[0])
     for node in _items(data, batch, 1, 16):
         claimed += VALUE_BYTES * max(0, struct.unpack_from("<q", data, node)[0])
-    if _field(data, batch, 3) is None:
-        return claimed
     body = root + struct.unpack_from("<i", data, root - 4)[0]
+    if _field(data, batch, 3) is None and _OLD_COMPRESSION not in data[root:body]:
+        return claimed
     for buffer in _items(data, batch, 2, 16):
         offset, length = struct.unpack_from("<2q", data, buffer)
         if length > 0:

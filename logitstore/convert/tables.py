@@ -223,14 +223,14 @@ class _Ipc:
     """An Arrow file or stream, mapped."""
 
     def __init__(self, source: Input, *, stream: bool) -> None:
-        self._size = source.size or 0
+        self._path, self._size = source.path, source.size or 0
         self._mapped = pa.memory_map(str(source.path))
         self._stream = stream
         self._reader = pa.ipc.open_stream(self._mapped) if stream else pa.ipc.open_file(self._mapped)
         self.schema: pa.Schema = self._reader.schema
-        check_arrow(source.path, stream=stream)
 
     def batches(self, _columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
+        check_arrow(self._path, stream=self._stream)
         if not self._stream:
             total = self._reader.num_record_batches
             for number in range(total):
@@ -253,13 +253,22 @@ class _Parquet:
     def __init__(self, source: Input) -> None:
         import pyarrow.parquet as pq  # noqa: PLC0415 - takes a while, and few need it
 
-        self._file = pq.ParquetFile(source.path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+        self._path = source.path
+        self._file = pq.ParquetFile(
+            source.path,
+            buffer_size=2**20,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            # A list in the footer takes its memory before it is read, and has no more parts than the file has bytes.
+            thrift_container_size_limit=min(max(1, source.size or 0), 10**6),
+        )
         self.schema: pa.Schema = self._file.schema_arrow
-        self._claims = Claims(source.path)
+        self._claims: Claims | None = None
 
     def batches(self, columns: Sequence[str] | None) -> Iterator[tuple[float, pa.RecordBatch]]:
         chosen = [name for name in self.schema.names if columns is None or name in columns]
         total, rows = self._file.metadata.num_rows, 0
+        self._claims = Claims(self._path)
         for number in range(self._file.num_row_groups):
             self._claims.check(number, chosen)
             size = self._row_bytes(number, chosen)
@@ -286,7 +295,8 @@ class _Parquet:
 
     def close(self) -> None:
         self._file.close()
-        self._claims.close()
+        if self._claims is not None:
+            self._claims.close()
 
 
 def present(row: Mapping[str, Any], name: str) -> bool:
