@@ -17,7 +17,7 @@ from logitstore.io import LocalStore
 from logitstore.schema.manifest import MANIFEST_NAME
 from logitstore.shard.sequence import SEQUENCE_COLUMNS
 
-SAMPLE = 20_000
+SAMPLE = 8_000
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,8 @@ def cell_places(message: bytes, schema: pa.Schema) -> list[tuple[int, int, int, 
             continue
         ends = np.frombuffer(ends, np.int32)[: batch.num_rows + 1].tolist()
         start = values.address - base
-        places += [(column, row, start + a, start + b) for row, (a, b) in enumerate(pairwise(ends)) if a < b]
+        cells = [(column, row, start + a, start + b) for row, (a, b) in enumerate(pairwise(ends)) if 0 <= a < b]
+        places += [cell for cell in cells if cell[3] <= len(message)]  # ends that were changed before say anything
     return places
 
 
